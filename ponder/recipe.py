@@ -1,0 +1,398 @@
+"""The recipe: one place for every setting, its default, its unit and its source in the paper.
+
+A recipe is a YAML file that names stages; each stage is one of the verbs below. Unknown keys are errors that name
+the nearest valid key. Settings are overridden on the command line by path: `--set stages.zero.steps=50`.
+
+Sources: [R1] DeepSeek-R1, arXiv 2501.12948v2; [DSM] DeepSeekMath, 2402.03300; [DAPO] 2503.14476;
+[Dr] Dr. GRPO, 2503.20783; [GSPO] 2507.18071; [CISPO] MiniMax-M1, 2506.13585; [TIS] truncated importance sampling,
+Yao et al. 2025; [GDPO] 2601.05242.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ponder.errors import BrokenInputError, UsageError
+
+
+class Settings(BaseModel):
+    """Base of every block of a recipe: unknown keys are errors, values never change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SamplingSettings(Settings):
+    """How rollouts are drawn."""
+
+    temperature: float = Field(1.0, ge=0)
+    """Softmax temperature; 0 is greedy. 1 in RL [R1 2.1], 0.6 in evaluation [R1 D.1]."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass; 0.95 in evaluation [R1 D.1]."""
+    top_k: int = Field(0, ge=0)
+    """Keep only the k most probable tokens; 0 keeps all."""
+    max_tokens: int = Field(512, ge=1)
+    """Longest completion, in tokens; 32,768 then 65,536 in [R1 2.1]."""
+
+
+class TaskSettings(Settings):
+    """One source of problems: a generator by name, a reasoning-gym data set, or a file of problems with answers."""
+
+    weight: float = Field(1.0, gt=0)
+    """Share of the prompts, relative to the other tasks."""
+    difficulty: int | tuple[int, int] = 1
+    """The task's dial, or an inclusive range from which it is drawn; 1 is easiest."""
+    languages: tuple[str, ...] = ("en",)
+    """Languages of the prompts, drawn evenly."""
+    path: str | None = None
+    """For the tasks `file` and `hub`: a JSONL or Parquet file or a folder of them, or a Hub data set id."""
+    problem_field: str = "problem"
+    """For file and Hub sets: the column that holds the problem's text."""
+    answer_field: str = "answer"
+    """For file and Hub sets: the column that holds the reference answer."""
+    options: dict[str, Any] = {}
+    """Passed to the generator as they are (reasoning-gym: `dataset` and its own settings)."""
+
+
+class KlSettings(Settings):
+    """The Kullback-Leibler term against the reference policy."""
+
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL term; 0.001 in [R1 2.1], 0 in [DAPO] and [Dr]. The reference model exists only when it is > 0."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators; R1 prints k3 in the loss [R1 Eq. 2]."""
+    place: Literal["loss", "reward"] = "loss"
+    """Whether the term is differentiated in the loss [R1 Eq. 1] or subtracted from the reward."""
+    refresh_every: int = Field(0, ge=0)
+    """Copy the policy into the reference every so many steps; 400 in [R1 2.1], 0 never."""
+
+
+class ImportanceSettings(Settings):
+    """Correction for a sampler whose probabilities differ from the trainer's."""
+
+    mode: Literal["none", "token_truncate", "sequence_truncate", "token_mask", "sequence_mask"] = "none"
+    """Truncate [TIS] or mask the weights pi_train / pi_sampler, a token or a sequence at a time."""
+    cap: float = Field(2.0, gt=0)
+    """Upper bound of the weight."""
+    floor: float = Field(0.5, ge=0)
+    """Lower bound, used by the masking modes only."""
+
+
+class AlgorithmSettings(Settings):
+    """The policy-gradient algorithm. The defaults are GRPO in DeepSeekMath's token form with R1's settings."""
+
+    loss: Literal["grpo", "gspo", "cispo"] = "grpo"
+    """Clipped surrogate [R1 Eq. 1], sequence-level ratio [GSPO], or clipped importance weight [CISPO]."""
+    ratio: Literal["token", "sequence"] = "token"
+    """grpo only: a ratio per token [DSM 4.1] or per whole output, as R1 prints it [R1 Eq. 1]."""
+    eps_low: float = Field(0.2, gt=0)
+    """Lower clip: ratios below 1 - eps_low are clipped. R1's later stages use 10, which never binds below [R1 3.2.1]."""
+    eps_high: float = Field(0.2, gt=0)
+    """Upper clip, above 1 + eps_high; 0.28 is clip-higher [DAPO]."""
+    aggregate: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """Mean per sequence, then over sequences [DSM]; mean over all tokens [DAPO]; sum over max_tokens [Dr]."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Divide centred rewards by the group's deviation [R1 Eq. 3], the batch's, or nothing [Dr]."""
+    reward_aggregate: Literal["sum_then_normalise", "normalise_then_sum"] = "sum_then_normalise"
+    """Add the weighted rewards, then normalise [R1 Eq. 4], or normalise each and add [GDPO]."""
+    kl: KlSettings = KlSettings()
+    importance: ImportanceSettings = ImportanceSettings()
+    entropy_bonus: float = 0.0
+    """Weight of the mean token entropy added to the objective."""
+    mask_truncated: bool = False
+    """Completions cut at max_tokens give no gradient (overlong filtering) [DAPO]."""
+    soft_overlong_tokens: int = Field(0, ge=0)
+    """Linear penalty from 0 to -1 over the last so many tokens before max_tokens [DAPO Eq. 13]; 0 is off."""
+    dynamic_sampling_retries: int = Field(0, ge=0)
+    """Draw new prompts in place of groups without variance, at most so many times a step [DAPO]; 0 is off."""
+
+
+class OptimizerSettings(Settings):
+    """How weights move."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the matrices of the blocks and AdamW for all else."""
+    lr: float = Field(3e-6, gt=0)
+    """Peak learning rate; 3e-6 for R1-Zero [R1 2.1], about 1e-4 suits models of a few million parameters."""
+    muon_lr: float = Field(0.02, gt=0)
+    """Peak learning rate of Muon's matrices."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up, in optimizer steps."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """After warm-up."""
+    final_lr_share: float = Field(0.1, ge=0, le=1)
+    """Where cosine and linear end, as a share of `lr`; 0.1 in both SFT stages [R1 B.4.2]."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+
+
+class EvaluationSettings(Settings):
+    """Held-out evaluation during a stage."""
+
+    every: int = Field(20, ge=0)
+    """Steps between evaluations; one more before the first step and one after the last. 0 is never."""
+    problems: int = Field(64, ge=1)
+    """Held-out problems, drawn once from the test split and kept."""
+    samples: int = Field(16, ge=1)
+    """Samples a problem: k of cons@k; 16 in the training curve of [R1 Fig. 1]."""
+    sampling: SamplingSettings | None = None
+    """None samples as training does."""
+
+
+class WatchdogSettings(Settings):
+    """When a run is refused before it starts, or stopped while it runs."""
+
+    preflight_prompts: int = Field(8, ge=0)
+    """Groups sampled before step 1; 0 skips the preflight."""
+    max_truncated_share: float = Field(0.9, gt=0, le=1)
+    """Refuse when at least this share of completions is cut at max_tokens."""
+    patience: int = Field(10, ge=1)
+    """Steps in a row that a rule must be broken before a running stage is stopped."""
+    max_skipped_steps: int = Field(3, ge=1)
+    """Non-finite updates in a row before the run goes back to its last good state."""
+    enabled: bool = True
+    """False logs what it sees and refuses nothing (for control runs that are meant to learn nothing)."""
+
+
+class RewardSettings(Settings):
+    """One named reward."""
+
+    weight: float = 1.0
+    """Factor before aggregation."""
+    options: dict[str, Any] = {}
+    """Passed to the reward's function as keyword arguments."""
+
+
+class ReinforceStage(Settings):
+    """`reinforce`: GRPO with named rewards on tasks."""
+
+    verb: Literal["reinforce"]
+    model: str = "mini"
+    """Another stage's name, an embedded name (`mini`), a folder, a GGUF file, or a Hub id."""
+    template: str = "r1-zero"
+    """Prompt template: a name from ponder/model/templates.py, `chat` for the model's own, or a text with {prompt}."""
+    tasks: dict[str, TaskSettings]
+    """Sources of problems by task name."""
+    rewards: dict[str, RewardSettings] = {"accuracy": RewardSettings(), "format": RewardSettings()}
+    """Named rewards; a number stands for a weight. R1-Zero: accuracy + format, equal weight [R1 Eq. 4]."""
+    steps: int = Field(100, ge=1)
+    """Rollout-and-update rounds; 10,400 policy updates in [R1 2.1]."""
+    prompts_per_step: int = Field(32, ge=1)
+    """Different problems a step; 32 in [R1 2.1]."""
+    group_size: int = Field(16, ge=2)
+    """G, samples a problem; 16 in [R1 2.1]."""
+    updates_per_step: int = Field(1, ge=1)
+    """Optimizer steps a rollout batch (whole groups are dealt out evenly); 16 in [R1 2.1]."""
+    sampling: SamplingSettings = SamplingSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
+    tokens_per_micro_batch: int = Field(8192, ge=64)
+    """Packing budget of one forward and backward pass, in tokens: lower it when memory is short."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Steps between states from which an exact resume is possible."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _numbers_are_weights(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: {"weight": v} if isinstance(v, (int, float)) else v for k, v in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReinforceStage:
+        if self.updates_per_step > self.prompts_per_step:
+            raise ValueError("updates_per_step must not exceed prompts_per_step: an update needs a whole group")
+        if not self.tasks:
+            raise ValueError("tasks must name at least one source of problems")
+        return self
+
+
+class ModelShape(Settings):
+    """A new decoder, made from nothing."""
+
+    family: Literal["llama", "qwen2", "qwen3"] = "llama"
+    """Architecture, as in the Hugging Face `model_type`."""
+    vocab_size: int = Field(1024, ge=300)
+    """Tokens of the byte-level BPE trained on the stage's own text."""
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 1
+    head_dim: int = 32
+    max_positions: int = 1024
+    tied_embeddings: bool = True
+
+
+class FineTuneStage(Settings):
+    """`fine_tune`: next-token training on text or examples, from a model or from nothing."""
+
+    verb: Literal["fine_tune"]
+    model: str | None = None
+    """Where to start from; None with `shape` starts from random weights."""
+    shape: ModelShape | None = None
+    """Make a new model of this shape, with a tokenizer trained on the text."""
+    data: tuple[str, ...]
+    """`mini-world` (text that Ponder generates), another stage's name, or a JSONL or Parquet file."""
+    data_options: dict[str, Any] = {}
+    """Passed to the text generator."""
+    steps: int = Field(1000, ge=1)
+    """Optimizer steps."""
+    tokens_per_step: int = Field(16384, ge=64)
+    """Tokens an optimizer step."""
+    context: int = Field(512, ge=16)
+    """Longest packed row, in tokens; 32,768 in [R1 B.4.2]."""
+    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, schedule="cosine", warmup_steps=50)
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps between states from which an exact resume is possible."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> FineTuneStage:
+        if (self.model is None) == (self.shape is None):
+            raise ValueError("give exactly one of `model` (start from weights) and `shape` (start from nothing)")
+        return self
+
+
+class EvaluateStage(Settings):
+    """`evaluate`: pass@1 over k samples, pass@k, cons@k, lengths, for each model on each task's test split."""
+
+    verb: Literal["evaluate"]
+    models: tuple[str, ...]
+    """Stage names, embedded names, folders or Hub ids."""
+    template: str = "r1-zero"
+    """As in `reinforce`."""
+    tasks: dict[str, TaskSettings]
+    """Sources of problems by task name; only their test split is used."""
+    problems: int = Field(200, ge=1)
+    """Held-out problems a task."""
+    samples: int = Field(16, ge=1)
+    """k: 4 to 64 by test size in [R1 D.1]."""
+    sampling: SamplingSettings = SamplingSettings(temperature=0.6, top_p=0.95)
+
+
+Stage = Annotated[Union[ReinforceStage, FineTuneStage, EvaluateStage], Field(discriminator="verb")]
+
+
+class Recipe(Settings):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run folder."""
+    seed: int = 0
+    """Every random stream follows from it."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the linear algebra; 0 takes all cores. Part of exact resume: sums depend on it."""
+    stages: dict[str, Stage]
+    """In the order in which they run."""
+
+    @model_validator(mode="after")
+    def _stage_names(self) -> Recipe:
+        if not self.stages:
+            raise ValueError("stages must hold at least one stage")
+        for name in self.stages:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"stage name {name!r} may hold letters, digits, - and _ only")
+        return self
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Parse a recipe from a YAML file or a mapping, after applying `a.b=c` overrides.
+
+    Raises `BrokenInputError` for a file that is missing or no YAML, `UsageError` for a wrong key or value.
+    """
+    if isinstance(source, Mapping):
+        raw: Any = dict(source)
+        where = "the recipe"
+    else:
+        where = str(source)
+        try:
+            raw = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BrokenInputError(f"cannot read the recipe {source}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BrokenInputError(f"{source} is not a YAML file: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{where} must be a mapping with `name` and `stages`")
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(error)}") from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {override!r} must look like stages.zero.steps=50")
+    node: Any = raw
+    for key in keys[:-1]:
+        if not isinstance(node, dict):
+            raise UsageError(f"--set {path}: {key!r} lies below a value that is no mapping")
+        if isinstance(node.get(key), (int, float)) and node is not raw:
+            node[key] = {"weight": node[key]}  # a reward written as a bare weight
+        node = node.setdefault(key, {})
+    if not isinstance(node, dict):
+        raise UsageError(f"--set {path}: {keys[-1]!r} lies below a value that is no mapping")
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {path}: {text!r} is not a YAML value") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one sentence, with the nearest valid key where a key is unknown."""
+    # a mistyped key also makes the right one missing: say the cause first
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    tags = ("reinforce", "fine_tune", "evaluate")
+    # pydantic puts the verb into the path of a discriminated union; a person never wrote it there
+    path = [str(p) for i, p in enumerate(first["loc"]) if not (p in tags and i == 2)]
+    if first["type"] == "extra_forbidden":
+        owner: Any = Recipe
+        for part in first["loc"][:-1]:
+            owner = _step_into(owner, part)
+        valid = sorted(owner.model_fields) if owner is not None else []
+        near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key `{'.'.join(path)}`: {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first.get("input"), (dict, BaseModel)) else f" (got {first.get('input')!r})"
+    return f"`{'.'.join(path) or 'recipe'}`: {message}{shown}"
+
+
+def _step_into(owner: Any, part: str | int) -> Any:
+    """The settings class that `part` of an error's path leads to, or None."""
+    verbs = {"reinforce": ReinforceStage, "fine_tune": FineTuneStage, "evaluate": EvaluateStage}
+    if part in verbs:
+        return verbs[str(part)]
+    if isinstance(owner, type) and issubclass(owner, BaseModel) and part in owner.model_fields:
+        return _settings_in(owner.model_fields[str(part)].annotation)
+    return owner  # a key of a dict of settings: stays at the value's class
+
+
+def _settings_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _settings_in(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as resolved, every default written out."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

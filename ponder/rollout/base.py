@@ -1,0 +1,78 @@
+"""What an engine is: prompts in, sampled token ids with their log-probabilities out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch that filter off."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion (kept in it); needs the engine's tokenizer."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end a completion (kept in it), normally the end-of-text token."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """`num_samples` completions of one prompt. `key` names their random streams: see `stream_seed`."""
+
+    prompt_ids: tuple[int, ...]
+    key: str
+    num_samples: int = 1
+
+
+@dataclass
+class Completion:
+    """One sampled completion.
+
+    `logprobs[t]` is the log-probability of `ids[t]` under softmax(logits / temperature) over the whole
+    vocabulary, before top-k and top-p: the quantity the policy loss differentiates.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+Progress = Callable[[int], None]
+"""Called with the number of completions that have just ended."""
+
+
+class Engine(Protocol):
+    """Samples completions from the current weights. `native` runs in process."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: Progress | None = None
+    ) -> list[list[Completion]]:
+        """For each request, in order, its `num_samples` completions, in order of sample number."""
+        ...
+
+
+def stream_seed(seed: int, key: str, sample: int) -> int:
+    """128-bit seed of one rollout's random stream: a function of (seed, key, sample number) and nothing else.
+
+    The reinforce loop puts the step and the problem's id in `key`, so that a rollout does not depend on what else
+    is in the batch or on the order in which sequences end.
+    """
+    digest = hashlib.blake2b(f"{seed}\x1f{key}\x1f{sample}".encode(), digest_size=16).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniform_stream(seed: int, key: str, sample: int, num_tokens: int) -> np.ndarray:
+    """(num_tokens,) float32 uniforms in [0, 1): token t of the rollout is drawn with number t."""
+    generator = np.random.Generator(np.random.Philox(key=stream_seed(seed, key, sample)))
+    return generator.random(num_tokens, dtype=np.float32)
