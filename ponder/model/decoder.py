@@ -1,0 +1,246 @@
+"""The decoder of the Llama, Qwen2 and Qwen3 families, over packed tokens.
+
+Everything but attention works on one flat list of N tokens, whatever sequences they belong to: no padding is
+computed. How tokens see each other is the business of an `Attention` object, of which there are three: `PackedAttention`
+here (training and prompts), and the engine's cached attention (decoding, ponder/rollout/native.py).
+
+Layout of the weights, per layer (`layers.{i}.`): `attention_norm.weight` (d), `qkv.weight` ((Hq + 2 Hkv) * D, d) with an
+optional `qkv.bias`, `q_norm.weight` and `k_norm.weight` (D) for Qwen3, `out.weight` (d, Hq * D), `mlp_norm.weight` (d),
+`gate_up.weight` (2 * f, d; gate first), `down.weight` (d, f); then `norm.weight`, `embedding.weight` (V, d) and, when not
+tied, `head.weight` (V, d). Within each head of q and k the rows stand in *interleaved* order (pairs that rotate
+together are neighbours), so that a rotation is one complex product; `interleave` and `deinterleave` convert from and to
+Hugging Face's half-split order.
+
+Shapes: N tokens, d hidden, f intermediate, Hq and Hkv heads, D head size, V vocabulary, B sequences, T longest one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ponder.model.config import DecoderConfig
+
+
+class Attention(Protocol):
+    """How the tokens of one forward pass see each other."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (N, Hq, D), k and v (N, Hkv, D) -> (N, Hq * D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of B sequences lie in a flat list of N rows.
+
+    Sequences may share rows: the completions of one group share their prompt's, which are then computed once.
+    `gather` (B * T,) is the row of each position (the last row where a sequence is shorter than T: causal
+    attention never looks there); `scatter` (N,) is a position that holds each row; `positions` (N,) the rotary positions.
+    """
+
+    gather: Tensor
+    scatter: Tensor
+    positions: Tensor
+    num_sequences: int
+
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int]) -> Packing:
+        """Sequences of these lengths, one behind the other."""
+        return cls.of_groups([(0, [length]) for length in lengths])
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> Packing:
+        """Groups of (prompt length, own lengths): rows are prompt, own tokens of the first, of the second, and so on."""
+        longest = max(prompt + max(own) for prompt, own in groups)
+        rows: list[Tensor] = []
+        scatter: list[Tensor] = []
+        positions: list[Tensor] = []
+        start = sequence = 0
+        for prompt, own in groups:
+            shared = torch.arange(start, start + prompt)
+            scatter.append(sequence * longest + torch.arange(prompt))
+            positions.append(torch.arange(prompt))
+            start += prompt
+            for length in own:
+                row = torch.zeros(longest, dtype=torch.long)
+                row[:prompt] = shared
+                row[prompt : prompt + length] = torch.arange(start, start + length)
+                rows.append(row)
+                scatter.append(sequence * longest + prompt + torch.arange(length))
+                positions.append(prompt + torch.arange(length))
+                start += length
+                sequence += 1
+        return cls(torch.cat(rows), torch.cat(scatter), torch.cat(positions), sequence)
+
+
+class PackedAttention:
+    """Causal attention within each sequence of a `Packing`. Padding exists only inside the attention product."""
+
+    def __init__(self, packing: Packing) -> None:
+        self.packing = packing
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        p = self.packing
+        q, k, v = (_padded(x, p) for x in (q, k, v))  # (B, H, T, D)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        batch, heads, time, size = out.shape
+        return out.transpose(1, 2).reshape(batch * time, heads * size).index_select(0, p.scatter)
+
+
+def _padded(x: Tensor, packing: Packing) -> Tensor:
+    """(N, H, D) rows -> (B, H, T, D) sequences."""
+    rows, heads, size = x.shape
+    flat = x.reshape(rows, heads * size).index_select(0, packing.gather)
+    return flat.view(packing.num_sequences, -1, heads, size).transpose(1, 2)
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b), without the initialisation of `nn.Linear`, which big models would pay for in vain."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, over the last dimension."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        c = self.config = config
+        self.index = index
+        self.attention_norm = RMSNorm(c.hidden_size, c.rms_eps)
+        self.qkv = Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, c.qkv_bias)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_eps) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c.rms_eps) if c.qk_norm else None
+        self.out = Linear(c.num_heads * c.head_dim, c.hidden_size)
+        self.mlp_norm = RMSNorm(c.hidden_size, c.rms_eps)
+        self.gate_up = Linear(c.hidden_size, 2 * c.intermediate_size)
+        self.down = Linear(c.intermediate_size, c.hidden_size)
+
+    def forward(self, x: Tensor, rotation: Tensor, attention: Attention) -> Tensor:
+        """x (N, d), rotation (N, 1, D / 2) complex -> (N, d)."""
+        q, k, v = self._heads(self.attention_norm(x), rotation)
+        x = x + self.out(attention(self.index, q, k, v))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+    def _heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.config
+        qk, v = self.qkv(x).view(x.shape[0], -1, c.head_dim).split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((c.num_heads, c.num_kv_heads), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        q, k = rotate(qk, rotation).split((c.num_heads, c.num_kv_heads), dim=1)
+        return q, k, v
+
+
+class Decoder(nn.Module):
+    """A causal language model. `hidden` is the one forward pass; `logits` is its padded convenience."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_eps)
+        self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.register_buffer("rotations", rotation_table(config), persistent=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d): turns final hidden states into logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """tokens (N,), positions (N,) -> final, normalised hidden states (N, d)."""
+        x = self.embedding(tokens)
+        rotation = self.rotations[positions].unsqueeze(1)
+        for layer in self.layers:
+            x = layer(x, rotation, attention)
+        return self.norm(x)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids (B, T) of full rows -> (B, T, V)."""
+        batch, time = ids.shape
+        packing = Packing.of_lengths([time] * batch)
+        hidden = self.hidden(ids.reshape(-1), packing.positions, PackedAttention(packing))
+        return F.linear(hidden, self.head_weight).view(batch, time, -1)
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights: normal with the config's deviation, residual outputs scaled down by depth (GPT-2)."""
+        generator = torch.Generator().manual_seed(seed)
+        deviation = self.config.initializer_range
+        residual = deviation / math.sqrt(2 * self.config.num_layers)
+        for name, weight in self.named_parameters():
+            with torch.no_grad():
+                if name.endswith("norm.weight"):
+                    weight.fill_(1.0)
+                elif name.endswith("bias"):
+                    weight.zero_()
+                else:
+                    is_residual = name.endswith(("out.weight", "down.weight"))
+                    weight.normal_(0.0, residual if is_residual else deviation, generator=generator)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, 2104.09864): x (N, H, D) in interleaved order, rotation (N, 1, D / 2) complex."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
+def rotation_table(config: DecoderConfig) -> Tensor:
+    """(max_positions, D / 2) complex64: e^(i * position * frequency), with the config's scaling."""
+    frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    scaling = config.rope_scaling or {}
+    if scaling.get("rope_type") == "linear":
+        frequencies = frequencies / scaling["factor"]
+    elif scaling.get("rope_type") == "llama3":
+        frequencies = _llama3_frequencies(frequencies, scaling)
+    # transformers forms the angles in float32; so do we, or long positions would differ
+    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), frequencies.float())
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _llama3_frequencies(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:
+    """Llama 3.1's scaling: long wavelengths stretched by `factor`, short ones kept, a smooth ramp between."""
+    wavelengths = 2 * math.pi / frequencies
+    original, low, high = (
+        scaling[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+    )
+    ramp = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
+    return (1 - ramp) * frequencies / scaling["factor"] + ramp * frequencies
+
+
+def interleave(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows (H * D, ...) of q or k from Hugging Face's half-split order to the interleaved order, head by head."""
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `interleave`."""
+    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
