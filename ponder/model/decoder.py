@@ -11,7 +11,7 @@ tied, `head.weight` (V, d). Within each head of q and k the rows stand in *inter
 together are neighbours), so that a rotation is one complex product; `interleave` and `deinterleave` convert from and to
 Hugging Face's half-split order.
 
-Shapes: N tokens, d hidden, f intermediate, Hq and Hkv heads, D head size, V vocabulary, B sequences, T longest one.
+Shapes: N tokens, d hidden, f intermediate, Hq and Hkv heads, D head size, V vocabulary; B sequences of a bucket, T its longest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.model.config import DecoderConfig
+
+_BUCKET_RATIO = 0.8
+"""Sequences attend together while the shortest has at least this share of the longest one's length."""
 
 
 class Attention(Protocol):
@@ -37,18 +41,28 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Where the tokens of B sequences lie in a flat list of N rows.
+class Bucket:
+    """Sequences of similar length: `gather` (B * T,) is the row of each position, 0 past a sequence's end.
 
-    Sequences may share rows: the completions of one group share their prompt's, which are then computed once.
-    `gather` (B * T,) is the row of each position (the last row where a sequence is shorter than T: causal
-    attention never looks there); `scatter` (N,) is a position that holds each row; `positions` (N,) the rotary positions.
+    Causal attention never looks past a sequence's end, so what stands there does not matter.
     """
 
     gather: Tensor
+    num_sequences: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of sequences lie in a flat list of N rows.
+
+    Sequences may share rows: the completions of one group share their prompt's, which are then computed once.
+    `scatter` (N,) finds each row's position among the buckets' positions, laid end to end (for a shared row, one of
+    them); `positions` (N,) are the rotary positions.
+    """
+
+    buckets: tuple[Bucket, ...]
     scatter: Tensor
     positions: Tensor
-    num_sequences: int
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Packing:
@@ -58,47 +72,70 @@ class Packing:
     @classmethod
     def of_groups(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> Packing:
         """Groups of (prompt length, own lengths): rows are prompt, own tokens of the first, of the second, and so on."""
-        longest = max(prompt + max(own) for prompt, own in groups)
-        rows: list[Tensor] = []
-        scatter: list[Tensor] = []
-        positions: list[Tensor] = []
-        start = sequence = 0
+        rows: list[np.ndarray] = []
+        start = 0
         for prompt, own in groups:
-            shared = torch.arange(start, start + prompt)
-            scatter.append(sequence * longest + torch.arange(prompt))
-            positions.append(torch.arange(prompt))
+            shared = np.arange(start, start + prompt)
             start += prompt
             for length in own:
-                row = torch.zeros(longest, dtype=torch.long)
-                row[:prompt] = shared
-                row[prompt : prompt + length] = torch.arange(start, start + length)
-                rows.append(row)
-                scatter.append(sequence * longest + prompt + torch.arange(length))
-                positions.append(prompt + torch.arange(length))
+                rows.append(np.concatenate((shared, np.arange(start, start + length))))
                 start += length
-                sequence += 1
-        return cls(torch.cat(rows), torch.cat(scatter), torch.cat(positions), sequence)
+        scatter = np.empty(start, dtype=np.int64)
+        positions = np.empty(start, dtype=np.int64)
+        buckets = []
+        end = 0
+        for members in _similar_lengths([len(r) for r in rows]):
+            longest = len(rows[members[0]])
+            gather = np.zeros((len(members), longest), dtype=np.int64)
+            for place, member in enumerate(members):
+                row = rows[member]
+                gather[place, : len(row)] = row
+                scatter[row] = end + place * longest + np.arange(len(row))
+                positions[row] = np.arange(len(row))
+            end += gather.size
+            buckets.append(Bucket(torch.from_numpy(gather.reshape(-1)), len(members)))
+        return cls(tuple(buckets), torch.from_numpy(scatter), torch.from_numpy(positions))
+
+    def to(self, device: torch.device) -> Packing:
+        """The same packing with its indices on `device`."""
+        buckets = tuple(Bucket(b.gather.to(device), b.num_sequences) for b in self.buckets)
+        return Packing(buckets, self.scatter.to(device), self.positions.to(device))
+
+
+def _similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices by falling length, cut where a sequence is shorter than `_BUCKET_RATIO` of its bucket's longest."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    buckets: list[list[int]] = []
+    for index in order:
+        if not buckets or lengths[index] < _BUCKET_RATIO * lengths[buckets[-1][0]]:
+            buckets.append([])
+        buckets[-1].append(index)
+    return buckets
 
 
 class PackedAttention:
-    """Causal attention within each sequence of a `Packing`. Padding exists only inside the attention product."""
+    """Causal attention within each sequence of a `Packing`. Padding exists only inside a bucket's attention product."""
 
     def __init__(self, packing: Packing) -> None:
         self.packing = packing
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p = self.packing
-        q, k, v = (_padded(x, p) for x in (q, k, v))  # (B, H, T, D)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        batch, heads, time, size = out.shape
-        return out.transpose(1, 2).reshape(batch * time, heads * size).index_select(0, p.scatter)
+        out = torch.cat([_attend(b, q, k, v) for b in self.packing.buckets])
+        return out.index_select(0, self.packing.scatter)
 
 
-def _padded(x: Tensor, packing: Packing) -> Tensor:
+def _attend(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(N, H, D) rows -> (B * T, Hq * D)."""
+    q, k, v = (_sequences(x, bucket) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[3])
+
+
+def _sequences(x: Tensor, bucket: Bucket) -> Tensor:
     """(N, H, D) rows -> (B, H, T, D) sequences."""
     rows, heads, size = x.shape
-    flat = x.reshape(rows, heads * size).index_select(0, packing.gather)
-    return flat.view(packing.num_sequences, -1, heads, size).transpose(1, 2)
+    flat = x.reshape(rows, heads * size).index_select(0, bucket.gather)
+    return flat.view(bucket.num_sequences, -1, heads, size).transpose(1, 2)
 
 
 class Linear(nn.Module):

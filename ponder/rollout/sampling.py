@@ -1,0 +1,81 @@
+"""From logits to one token a row, by inverse transform: one uniform number decides one token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ponder.rollout.base import Sampling
+
+_BLOCK = 256
+"""The cumulative sum runs over blocks of so many tokens first, then within one block."""
+
+_CANDIDATES = 256
+"""Top-p looks among so many of the most probable tokens first, and sorts the vocabulary only if they fall short."""
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """logits (n, V), uniforms (n,) in [0, 1) -> token ids (n,) and their log-probabilities (n,).
+
+    The log-probability is under softmax(logits / temperature) before top-k and top-p; greedy (temperature 0) reports it
+    at temperature 1.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        ids = logits.argmax(-1)
+        return ids, _logprob(logits, ids)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    if sampling.top_k or sampling.top_p < 1:
+        ids = _draw_filtered(scaled, uniforms, sampling)
+        return ids, _logprob(scaled, ids)
+    peak = scaled.amax(-1, keepdim=True)
+    weights = (scaled - peak).exp_()
+    ids, total = _inverse_cdf(weights, uniforms)
+    return ids, (scaled.gather(1, ids[:, None]) - peak - total[:, None].log()).squeeze(1)
+
+
+def _logprob(scaled: Tensor, ids: Tensor) -> Tensor:
+    return scaled.gather(1, ids[:, None]).squeeze(1) - scaled.logsumexp(-1)
+
+
+def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """weights (n, V) >= 0 -> index (n,) where the running sum passes uniform * total, and total (n,).
+
+    Two levels, so that no running sum over the whole vocabulary is formed.
+    """
+    rows, size = weights.shape
+    padded = torch.nn.functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights
+    blocks = padded.view(rows, -1, _BLOCK)
+    ends = blocks.sum(-1).cumsum(-1)
+    total = ends[:, -1]
+    aim = (uniforms * total)[:, None]
+    block = _first_above(ends, aim)
+    start = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
+    inner = blocks[torch.arange(rows, device=weights.device), block.squeeze(1)]
+    offset = _first_above(inner.cumsum(-1), aim - start)
+    ids = (block * _BLOCK + offset).squeeze(1)
+    # rounding may point past a block's last token of positive weight: step back to the most probable one there
+    astray = padded.gather(1, ids[:, None]).squeeze(1) <= 0
+    return torch.where(astray, block.squeeze(1) * _BLOCK + inner.argmax(-1), ids), total
+
+
+def _first_above(running: Tensor, aim: Tensor) -> Tensor:
+    """(n, m) non-decreasing, (n, 1) -> (n, 1): the first index whose value exceeds the aim, at most m - 1."""
+    return (running <= aim).sum(-1, keepdim=True).clamp(max=running.shape[1] - 1)
+
+
+def _draw_filtered(scaled: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """As vLLM and transformers: top-k first, then the smallest set whose mass reaches top-p, then draw."""
+    size = scaled.shape[1]
+    count = min(sampling.top_k or max(_CANDIDATES, 1), size)
+    logits, ids = scaled.topk(count, dim=-1)
+    base = logits if sampling.top_k else scaled
+    probabilities = (logits - base.logsumexp(-1, keepdim=True)).exp()
+    if not sampling.top_k and count < size and bool((probabilities.sum(-1) < sampling.top_p).any()):
+        logits, ids = scaled.sort(dim=-1, descending=True)
+        probabilities = logits.softmax(-1)
+    # a token stays when the mass before it has not reached top-p: the first always does
+    before = probabilities.cumsum(-1) - probabilities
+    kept = torch.where(before < sampling.top_p, probabilities, 0)
+    position, _ = _inverse_cdf(kept, uniforms)
+    return ids.gather(1, position[:, None]).squeeze(1)

@@ -1,0 +1,81 @@
+"""Log-probabilities and entropies of given tokens, without ever holding all logits.
+
+The logits of a micro-batch are its largest tensor by far (SmolLM2-135M: 49,152 floats a token). Here they exist for one
+chunk of rows at a time, in the forward pass and again, recomputed, in the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK_LOGITS = 1 << 22
+"""Logits held at a time: 16 MiB in float32, about what a last-level cache holds."""
+
+
+def token_logprobs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """hidden (M, d), head (V, d), targets (M,) -> log-probabilities (M,) and entropies (M,), both differentiable.
+
+    Under softmax(hidden head^T / temperature), in nats, in float32 or better.
+    """
+    logprobs, entropies = _TokenLogprobs.apply(hidden, head, targets, temperature)
+    return logprobs, entropies
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log p_y and H = -sum_j p_j log p_j.
+
+    d log p_y / d z_j = [j = y] - p_j;   d H / d z_j = -p_j (log p_j + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(targets.shape, dtype=_precision(hidden), device=hidden.device)
+        entropies = torch.empty_like(logprobs)
+        for rows in _chunks(targets.shape[0], head.shape[0]):
+            log_p = _log_softmax(hidden[rows], head, temperature)
+            logprobs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
+            entropies[rows] = -(log_p.exp() * log_p).sum(-1)
+        ctx.save_for_backward(hidden, head, targets, entropies)
+        ctx.temperature = temperature
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_logprobs, grad_entropies = grads
+        hidden, head, targets, entropies = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros_like(head)
+        wants_entropy = bool(grad_entropies.any())
+        for rows in _chunks(targets.shape[0], head.shape[0]):
+            log_p = _log_softmax(hidden[rows], head, ctx.temperature)
+            if wants_entropy:
+                slope = (log_p + entropies[rows, None]).mul_(grad_entropies[rows, None]).add_(grad_logprobs[rows, None])
+                grad_logits = log_p.exp_().mul_(slope).neg_()
+            else:
+                grad_logits = log_p.exp_().mul_(-grad_logprobs[rows, None])
+            grad_logits.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
+            grad_hidden[rows] = grad_logits @ head
+            grad_head.addmm_(grad_logits.t(), hidden[rows])
+        return grad_hidden, grad_head, None, None
+
+
+def _precision(hidden: Tensor) -> torch.dtype:
+    """Half-precision models still get float32 log-probabilities."""
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    logits = F.linear(hidden, head).to(_precision(hidden))
+    if temperature != 1:
+        logits /= temperature
+    return logits.log_softmax(-1)
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, _CHUNK_LOGITS // vocabulary)
+    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]

@@ -1,0 +1,80 @@
+"""Optimizers and learning-rate schedules, from the recipe's `optimizer` block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder.recipe import OptimizerSettings
+
+
+class Optimizer:
+    """One or two torch optimizers (Muon needs AdamW beside it) behind one step, one schedule and one state."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings, total_steps: int) -> None:
+        self.settings = settings
+        self.total_steps = total_steps
+        self.step_count = 0
+        self._parts: list[tuple[torch.optim.Optimizer, float]] = []
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if settings.name == "muon":
+            matrices = [p for n, p in named if p.ndim == 2 and n.startswith("layers.")]
+            self._parts.append((self._muon(matrices), settings.muon_lr))
+            taken = {id(p) for p in matrices}
+            named = [(n, p) for n, p in named if id(p) not in taken]
+        self._parts.append((self._adamw([p for _, p in named]), settings.lr))
+        self.parameters = [p for _, p in model.named_parameters() if p.requires_grad]
+
+    def _adamw(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        s = self.settings
+        return torch.optim.AdamW(parameters, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
+
+    def _muon(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        s = self.settings
+        return torch.optim.Muon(parameters, lr=s.muon_lr, weight_decay=s.weight_decay)
+
+    def step(self) -> float | None:
+        """Clip, step and clear the gradients; returns the gradient norm before clipping.
+
+        A norm that is not finite leaves weights and state untouched, clears the gradients and returns None.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        finite = bool(norm.isfinite())
+        if finite:
+            factor = lr_factor(self.settings, self.step_count, self.total_steps)
+            for optimizer, peak in self._parts:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * factor
+                optimizer.step()
+        self.step_count += 1
+        for parameter in self.parameters:
+            parameter.grad = None
+        return float(norm) if finite else None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.settings.lr * lr_factor(self.settings, self.step_count, self.total_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step_count": self.step_count, "parts": [o.state_dict() for o, _ in self._parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step_count = state["step_count"]
+        for (optimizer, _), part in zip(self._parts, state["parts"], strict=True):
+            optimizer.load_state_dict(part)
+
+
+def lr_factor(settings: OptimizerSettings, step: int, total_steps: int) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, then the schedule."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps))
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if settings.schedule == "cosine" else 1 - progress
+    return settings.final_lr_share + (1 - settings.final_lr_share) * shape
