@@ -21,7 +21,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,13 +161,13 @@ class RunFolder:
             if owner != recipe.name:
                 raise UsageError(f"{self.path} belongs to the recipe {owner!r}: choose another folder with --run")
             self._finish_move()
-        elif any(entry.name != _LOCK for entry in self.path.iterdir()):
+        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and is no run folder: choose another folder with --run")
-        atomic_write(self.recipe_path, to_yaml(recipe))
         stages = self.manifest().stages if self.manifest_path.exists() else {}
         self._write_manifest(
             Manifest(recipe=recipe.name, stages=stages, packages=_package_versions(), machine=_machine())
         )
+        atomic_write(self.recipe_path, to_yaml(recipe))
 
     def set_record(self, stage: str, record: StageRecord) -> None:
         """Write a stage's record into the manifest, atomically."""
@@ -186,10 +186,8 @@ class RunFolder:
                 shutil.rmtree(self.stage_folder(stage))
         edit_metrics(self.metrics_path, lambda line: None if line["stage"] == stage else line)
         edit_evaluations(self.evaluations_path, lambda row: None if row["stage"] == stage else row)
-        if self.rollouts_path.exists():
-            writer = RolloutWriter(self.rollouts_path, stage)
+        with closing(RolloutWriter(self.rollouts_path, stage)) as writer:
             writer.rewind(-1)
-            writer.close()
         manifest = self.manifest()
         rest = {name: record for name, record in manifest.stages.items() if name != stage}
         self._write_manifest(manifest.model_copy(update={"stages": rest}))
@@ -235,10 +233,8 @@ class RunFolder:
         old, new = manifest.moving
         edit_metrics(self.metrics_path, lambda line: {**line, "stage": new} if line["stage"] == old else line)
         edit_evaluations(self.evaluations_path, lambda row: {**row, "stage": new} if row["stage"] == old else row)
-        if self.rollouts_path.exists():
-            writer = RolloutWriter(self.rollouts_path, old)
+        with closing(RolloutWriter(self.rollouts_path, old)) as writer:
             writer.rename_stage(new)
-            writer.close()
         with disk_errors(self.stage_folder(old), "rename"):
             if self.stage_folder(old).exists():
                 self.stage_folder(old).rename(self.stage_folder(new))

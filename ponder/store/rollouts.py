@@ -43,10 +43,8 @@ CREATE TABLE IF NOT EXISTS tokens (
     id INTEGER PRIMARY KEY REFERENCES rollouts (id) ON DELETE CASCADE, ids BLOB NOT NULL, logprobs BLOB NOT NULL
 );
 """
-_SMALL = (
-    "stage step split model problem_id task language difficulty sample reference rewards advantage correct "
-    "length finish_reason"
-).split()
+_SMALL = ["stage", "step", "split", "model", "problem_id", "task", "language", "difficulty", "sample", "reference"]
+_SMALL += ["rewards", "advantage", "correct", "length", "finish_reason"]
 _TEXTS = ["prompt", "text", "thinking", "answer"]
 _TOKENS = ["ids", "logprobs"]
 
@@ -96,13 +94,12 @@ class RolloutWriter:
         size_cap_bytes: int = SIZE_CAP_BYTES,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`warn` is told what was dropped when the file outgrows `size_cap_bytes`. Raises `BrokenInputError`."""
+        """`warn` is told what was dropped when the file outgrows `size_cap_bytes`. No file is made before `add`."""
         self.path = path
         self.stage = stage
         self._cap = size_cap_bytes
         self._warn = warn
-        with disk_errors(path):
-            self._connection = _connect_writer(path)
+        self._open_connection: sqlite3.Connection | None = None
 
     def add(self, step: int, rows: Iterable[RolloutRow]) -> None:
         """Insert the rollouts of a step in one transaction: all of them are kept, or (on an error) none.
@@ -116,17 +113,30 @@ class RolloutWriter:
 
     def rewind(self, step: int) -> None:
         """Drop this stage's rollouts after `step`, so that a resume writes them anew; -1 drops all."""
+        if not self.path.exists():
+            return
         with disk_errors(self.path), self._connection as db:
             db.execute("DELETE FROM rollouts WHERE stage = ? AND step > ?", (self.stage, step))
 
     def rename_stage(self, new_name: str) -> None:
         """Give all rollouts of this stage another stage name."""
+        if not self.path.exists():
+            return
         with disk_errors(self.path), self._connection as db:
             db.execute("UPDATE rollouts SET stage = ? WHERE stage = ?", (new_name, self.stage))
 
     def close(self) -> None:
-        """Fold the write-ahead log into the file and close it."""
-        self._connection.close()
+        """Fold the write-ahead log into the file and close it; the next call opens it again."""
+        if self._open_connection is not None:
+            self._open_connection.close()
+            self._open_connection = None
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._open_connection is None:
+            with disk_errors(self.path, "open"):
+                self._open_connection = _connect_writer(self.path)
+        return self._open_connection
 
     def _insert(self, db: sqlite3.Connection, step: int, row: RolloutRow) -> None:
         small = (

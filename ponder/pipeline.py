@@ -1,0 +1,337 @@
+"""Carries out a recipe: which stages run, in which order, and what is taken from an earlier run.
+
+A stage's result is kept under a hash of all that it depends on. A stage that is done under its present hash does not
+run again; one that was begun under it goes on; a result with another hash is set aside as `NAME.old-<hash>`, never
+destroyed, and comes back when the settings do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.resources
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
+from ponder.progress import Reporter, duration
+from ponder.recipe import EvaluateStage, FineTuneStage, Recipe, ReinforceStage, Stage
+from ponder.run import RunFolder, StageContext, StageRecord, earlier_stages, stage_seed, utc_now
+from ponder.store.files import disk_advice, disk_errors
+
+RESULT_VERSION = 1
+"""Raised by whoever changes what a stage computes from the same settings: every cached result is then stale."""
+
+_BLOCK_BYTES = 1 << 20
+_MAX_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_pipeline` did. `ran` and `cached` are stage names, in order."""
+
+    path: Path
+    ran: tuple[str, ...]
+    cached: tuple[str, ...]
+
+    def model(self, stage: str) -> Path:
+        """The folder of the model that a stage left. Raises `UsageError` when it left none."""
+        folder = RunFolder(self.path).stage_folder(stage) / "model"
+        if not folder.exists():
+            raise UsageError(f"{self.path} holds no model of a stage {stage!r}")
+        return folder
+
+
+def run_pipeline(
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    to: str | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Carry out a recipe in a run folder (default: runs/<recipe name>), from wherever an earlier start left it.
+
+    `to` stops after that stage; `fresh` discards what the stages left before; `quiet` shows warnings only.
+    Raises `InterruptedRunError` on Ctrl-C or SIGTERM (the same call goes on where it was), `UsageError` when the
+    recipe is wrong or the folder is in use, `BrokenInputError` when a file or the disk is, `RefusedError` from a stage.
+    """
+    wanted = stages_up_to(recipe, to)
+    check_references(recipe)
+    run = RunFolder(default_run_dir(recipe) if run_dir is None else run_dir)
+    ran: list[str] = []
+    with run.lock(), _sigterm_interrupts():
+        run.prepare(recipe)
+        hashes = stage_hashes(recipe)
+        for name in wanted:
+            reporter = Reporter(name, quiet=quiet)
+            _make_room(run, name, hashes[name], fresh, reporter)
+            if is_done(run, name, hashes[name]):
+                reporter.note("done before with the same settings")
+                continue
+            _run_stage(recipe, name, run, hashes, reporter)
+            ran.append(name)
+    return RunResult(run.path, tuple(ran), tuple(name for name in wanted if name not in ran))
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    """Where a recipe runs unless told otherwise: runs/<recipe name>, from the present folder."""
+    return Path("runs") / recipe.name
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path as it is, else the name of a recipe that comes with Ponder.
+
+    Raises `UsageError` that names the nearest recipe.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = packaged_recipes()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean `{near[0]}`?" if near else f"recipes that come with Ponder: {', '.join(known) or 'none'}"
+    raise UsageError(f"there is no recipe {name!r}, neither a file nor a name: {hint}")
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Recipes that come with Ponder, by name (`r1-zero-mini`, or `folder/name` below the top)."""
+    root = Path(str(importlib.resources.files("ponder")))
+    # a wheel carries the recipes inside the package, a clone keeps them at its top
+    folder = root / "recipes" if (root / "recipes").is_dir() else root.parent / "recipes"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def stages_up_to(recipe: Recipe, to: str | None) -> list[str]:
+    """Names of the stages in the order in which they run, ending with `to`. Raises `UsageError` if it is unknown."""
+    names = list(recipe.stages)
+    if to is None:
+        return names
+    if to not in names:
+        raise UsageError(f"--to {to!r} is no stage of {recipe.name!r}: its stages are {', '.join(names)}")
+    return names[: names.index(to) + 1]
+
+
+def references(stage: Stage) -> dict[str, str]:
+    """What a stage starts from: {setting: model or data set}, as written in the recipe."""
+    match stage:
+        case ReinforceStage():
+            return {"model": stage.model}
+        case FineTuneStage():
+            data = {f"data.{i}": source for i, source in enumerate(stage.data)}
+            return data if stage.model is None else {"model": stage.model, **data}
+        case EvaluateStage():
+            return {f"models.{i}": model for i, model in enumerate(stage.models)}
+
+
+def check_references(recipe: Recipe) -> None:
+    """Raises `UsageError` when a stage starts from itself or from a stage that runs after it."""
+    names = list(recipe.stages)
+    for position, (name, stage) in enumerate(recipe.stages.items()):
+        for setting, reference in references(stage).items():
+            if reference in names[position + 1 :]:
+                raise UsageError(f"`stages.{name}.{setting}`: {reference!r} runs after {name!r}; put it before")
+
+
+# --- hashes ------------------------------------------------------------------------------------------------------
+
+
+def stage_hashes(recipe: Recipe) -> dict[str, str]:
+    """A hash of all that each stage's result depends on: its settings, seed, threads, inputs and Ponder's version.
+
+    A change thus reaches the stages downstream of it, and no others. Hexadecimal, 32 digits.
+    """
+    hashes: dict[str, str] = {}
+    for name, stage in recipe.stages.items():
+        parts = {
+            "version": RESULT_VERSION,
+            "settings": stage.model_dump(mode="json"),
+            "seed": stage_seed(recipe.seed, name),
+            "threads": recipe.threads,
+            "inputs": {key: input_hash(recipe, name, ref, hashes) for key, ref in references(stage).items()},
+            "files": _task_files(stage),
+        }
+        hashes[name] = _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())
+    return hashes
+
+
+def input_hash(recipe: Recipe, stage: str, reference: str, hashes: dict[str, str]) -> str:
+    """Hash of what `stage` starts from: an earlier stage's hash, a file's or folder's content, or else the name."""
+    if reference in earlier_stages(recipe, stage):
+        return hashes[reference]
+    if Path(reference).exists():
+        return fingerprint(Path(reference))
+    return embedded_hash() if reference == "mini" else reference
+
+
+def embedded_hash() -> str:
+    """Hash of the weights inside the package, so that new ones make a run from `mini` stale."""
+    folder = Path(str(importlib.resources.files("ponder.mini")))
+    return _digest(b"".join(fingerprint(path).encode() for path in sorted(folder.rglob("*.safetensors"))))
+
+
+def fingerprint(path: Path) -> str:
+    """Hash of a file, or of all files below a folder, by name, size and content.
+
+    Files above 64 MiB are sampled (64 blocks of 1 MiB, evenly spaced, first and last included): new weights differ
+    everywhere, and a copy, whose times differ, must not look new. Raises `BrokenInputError` for unreadable files.
+    """
+    with disk_errors(path, "read"):
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        parts = [[file.relative_to(path).as_posix(), file.stat().st_size, _content_hash(file)] for file in files]
+    return _digest(json.dumps(parts).encode())
+
+
+def _content_hash(file: Path) -> str:
+    blocks = max(1, -(-file.stat().st_size // _BLOCK_BYTES))
+    count = min(blocks, _MAX_BLOCKS)
+    digest = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as source:
+        for i in range(count):
+            source.seek((i * (blocks - 1) // max(1, count - 1)) * _BLOCK_BYTES)
+            digest.update(source.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _task_files(stage: Stage) -> dict[str, str]:
+    if isinstance(stage, FineTuneStage):
+        return {}
+    paths = {name: task.path for name, task in stage.tasks.items() if task.path is not None}
+    return {name: fingerprint(Path(path)) if Path(path).exists() else path for name, path in paths.items()}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+# --- one stage ---------------------------------------------------------------------------------------------------
+
+
+def set_aside_name(stage: str, result_hash: str) -> str:
+    """Name under which a stage's result with that hash is kept when the settings have changed."""
+    return f"{stage}.old-{result_hash[:8]}"
+
+
+def is_done(run: RunFolder, stage: str, result_hash: str) -> bool:
+    """Whether the run holds the finished result of a stage under that hash."""
+    record = run.stage_record(stage)
+    return (
+        record is not None and (record.state, record.hash) == ("done", result_hash) and run.stage_folder(stage).exists()
+    )
+
+
+def _make_room(run: RunFolder, name: str, result_hash: str, fresh: bool, reporter: Reporter) -> None:
+    """Leave under the stage's name only what was made under `result_hash`, and nothing at all when `fresh`."""
+    aside = set_aside_name(name, result_hash)
+    if fresh:
+        run.discard_stage(name)
+        run.discard_stage(aside)
+        return
+    record = run.stage_record(name)
+    if record is not None and record.hash != result_hash:
+        kept = set_aside_name(name, record.hash)
+        run.move_stage(name, kept)
+        reporter.note(f"what it depends on has changed: the old result is kept as stages/{kept}")
+        record = None
+    if record is None and run.stage_record(aside) is not None:
+        run.move_stage(aside, name)
+        reporter.note(f"the result kept as stages/{aside} fits these settings: it comes back")
+
+
+def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str], reporter: Reporter) -> None:
+    stage = recipe.stages[name]
+    before = run.stage_record(name)
+    threads = recipe.threads or available_cores()
+    if before is not None and before.threads != threads:
+        reporter.warn(
+            f"begun with {before.threads} threads, goes on with {threads}: "
+            f"set threads: {before.threads} for a result equal bit for bit"
+        )
+    record = StageRecord(
+        verb=stage.verb,
+        state="running",
+        hash=hashes[name],
+        started=utc_now() if before is None else before.started,
+        seconds=0.0 if before is None else before.seconds,
+        threads=threads,
+        uses={ref: input_hash(recipe, name, ref, hashes) for ref in references(stage).values()},
+    )
+    run.set_record(name, record)
+    begun = time.monotonic()
+
+    def ended(state: str, error: str | None = None) -> StageRecord:
+        seconds = round(record.seconds + time.monotonic() - begun, 3)
+        return record.model_copy(update={"state": state, "ended": utc_now(), "seconds": seconds, "error": error})
+
+    try:
+        _call_verb(recipe, name, run, threads, reporter)
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        run.set_record(name, ended("interrupted"))
+        raise InterruptedRunError(f"stopped in stage {name!r}: the same command goes on where it was") from error
+    except Exception as error:  # whatever it was is recorded, then raised again
+        with suppress(BrokenInputError):  # on a full disk the manifest cannot be written either; say the cause
+            run.set_record(name, ended("failed", str(error) or type(error).__name__))
+        advice = disk_advice(error)
+        if advice is not None:
+            raise BrokenInputError(f"stage {name!r} cannot write to {run.path}: {advice}") from error
+        raise
+    finished = ended("done")
+    run.set_record(name, finished)
+    reporter.note(f"done in {duration(finished.seconds)}")
+
+
+def _call_verb(recipe: Recipe, name: str, run: RunFolder, threads: int, reporter: Reporter) -> None:
+    """Import the verb's module, which brings torch with it, and hand it the stage."""
+    set_up_torch(threads)
+    stage = recipe.stages[name]
+    run_stage: Callable[[Any, StageContext], None] = importlib.import_module(f"ponder.stages.{stage.verb}").run_stage
+    context = StageContext.open(recipe, name, run, reporter)
+    try:
+        run_stage(stage, context)
+    finally:
+        context.close()
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use: OMP_NUM_THREADS where it is set, else all."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_up_torch(threads: int) -> None:
+    """Fix what a result depends on besides settings and seed: the threads, and the order of sums on the CPU."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # filling fresh memory with NaN is a debugging aid that costs time and changes no result
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does. Signals can be caught in the main thread only; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
