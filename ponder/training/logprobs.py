@@ -16,12 +16,15 @@ _CHUNK_LOGITS = 1 << 22
 """Logits held at a time: 16 MiB in float32, about what a last-level cache holds."""
 
 
-def token_logprobs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
     """hidden (M, d), head (V, d), targets (M,) -> log-probabilities (M,) and entropies (M,), both differentiable.
 
-    Under softmax(hidden head^T / temperature), in nats, in float32 or better.
+    Under softmax(hidden head^T / temperature), in nats, in float32 or better. Entropies cost another pass over the
+    logits; without `with_entropy` they are zeros.
     """
-    logprobs, entropies = _TokenLogprobs.apply(hidden, head, targets, temperature)
+    logprobs, entropies = _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy)
     return logprobs, entropies
 
 
@@ -32,36 +35,38 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(targets.shape, dtype=_precision(hidden), device=hidden.device)
-        entropies = torch.empty_like(logprobs)
+        entropies = torch.zeros_like(logprobs)
         for rows in _chunks(targets.shape[0], head.shape[0]):
             log_p = _log_softmax(hidden[rows], head, temperature)
             logprobs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
-            entropies[rows] = -(log_p.exp() * log_p).sum(-1)
+            if with_entropy:
+                entropies[rows] = -(log_p.exp() * log_p).sum(-1)
         ctx.save_for_backward(hidden, head, targets, entropies)
         ctx.temperature = temperature
+        ctx.with_entropy = with_entropy
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_logprobs, grad_entropies = grads
         hidden, head, targets, entropies = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head)
-        wants_entropy = bool(grad_entropies.any())
         for rows in _chunks(targets.shape[0], head.shape[0]):
             log_p = _log_softmax(hidden[rows], head, ctx.temperature)
-            if wants_entropy:
-                slope = (log_p + entropies[rows, None]).mul_(grad_entropies[rows, None]).add_(grad_logprobs[rows, None])
-                grad_logits = log_p.exp_().mul_(slope).neg_()
-            else:
-                grad_logits = log_p.exp_().mul_(-grad_logprobs[rows, None])
+            slope = grad_logprobs[rows, None]
+            if ctx.with_entropy:
+                slope = (log_p + entropies[rows, None]).mul_(grad_entropies[rows, None]).add_(slope)
+            grad_logits = log_p.exp_().mul_(slope).neg_()
             grad_logits.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             grad_hidden[rows] = grad_logits @ head
             grad_head.addmm_(grad_logits.t(), hidden[rows])
-        return grad_hidden, grad_head, None, None
+        return grad_hidden, grad_head, None, None, None
 
 
 def _precision(hidden: Tensor) -> torch.dtype:
