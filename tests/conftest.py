@@ -1,0 +1,78 @@
+"""What all tests share: no network, small threads, and no test that is skipped in silence.
+
+Where `PONDER_CI` or `CI` is set, a skip whose reason is not listed in `ALLOWED_SKIPS` counts as a failure, whether one
+test is skipped or a whole file: a test that must run there cannot vanish unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ALLOWED_SKIPS = (
+    "../shared",  # example data that lies beside the repository, where it lies at all
+    "no GPU",
+)
+"""Beginnings of the reasons for which a test may be skipped in CI; each names something that a CI machine may lack."""
+
+# Tests never download: whatever asks the Hub fails at once. Set before huggingface_hub is imported anywhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# The models of the tests are tiny: more threads only get into each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples on every run, and no deadline an example: a busy machine must not fail a test.
+settings.register_profile("ponder", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("ponder")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of example data beside the repository; skips where there is none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is absent")
+    return folder
+
+
+def forbidden_skip(report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    """The reason of a skip that may not happen here, or None."""
+    in_ci = os.environ.get("PONDER_CI") or os.environ.get("CI")
+    if not in_ci or not report.skipped or hasattr(report, "wasxfail") or not isinstance(report.longrepr, tuple):
+        return None
+    reason = report.longrepr[2].removeprefix("Skipped: ")
+    return None if reason.startswith(ALLOWED_SKIPS) else reason
+
+
+def _fail_forbidden_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = forbidden_skip(report)
+    if reason is not None:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but must run in CI (allowed reasons: ALLOWED_SKIPS in tests/conftest.py): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a forbidden skip of one test into a failure."""
+    report = yield
+    _fail_forbidden_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a forbidden skip of a whole file into a failure."""
+    report = yield
+    _fail_forbidden_skip(report)
+    return report
