@@ -1,0 +1,356 @@
+"""The command `ponder`. Each command parses its arguments, calls one function, and prints what it returns.
+
+Exit codes: 0 done, 2 wrong use, 3 refused by preflight or gate, 4 broken input, 5 interrupted but resumable, 1 anything
+else. A `PonderError` is one sentence on standard error; any other exception is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from ponder.errors import PonderError, UsageError
+from ponder.pipeline import default_run_dir, find_recipe, packaged_recipes, run_pipeline
+from ponder.plan import StagePlan, lineage, plan_recipe
+from ponder.progress import duration
+from ponder.recipe import Recipe, load_recipe
+from ponder.run import RunFolder, StageRecord
+from ponder.store.archive import archive_rollouts
+from ponder.store.files import atomic_write_json
+
+
+class OneSentenceGroup(TyperGroup):
+    """Prints a `PonderError` as one sentence and exits with its code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PonderError as error:
+            typer.echo(f"ponder: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(error.exit_code) from error
+
+
+app = typer.Typer(
+    cls=OneSentenceGroup,
+    help=(
+        "Train reasoning models the way DeepSeek-R1 was trained, from a recipe, on this machine.\n\n"
+        "\b\nStart here:\n"
+        "  ponder plan r1-zero-mini      what the recipe will do, and how long it takes\n"
+        "  ponder run r1-zero-mini       do it; the same command goes on after a stop\n"
+        "  ponder report r1-zero-mini    one HTML page with the curves and the rollouts\n\n"
+        "Exit codes: 0 done, 2 wrong use, 3 refused by preflight or gate, 4 broken input, "
+        "5 interrupted but resumable, 1 anything else."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes with Ponder.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting by path: stages.zero.steps=50. Repeatable."),
+]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", metavar="DIR", help="The run folder. [default: runs/<recipe name>]")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name below runs/.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    run_dir: RunOption = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard what the stages left before, and start over.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Carry out a recipe, or go on with it after a stop.
+
+    A stage that is done runs again only when something it depends on has changed; its old result is then kept beside
+    the new one. Ctrl-C leaves the run resumable (exit code 5): the same command goes on where it was.
+
+    \b
+    Examples:
+      ponder run r1-zero-mini
+      ponder run r1-zero-mini --set stages.zero.steps=50 --set seed=1 --run runs/short
+      ponder run my-recipe.yaml --to zero
+    """
+    result = run_pipeline(_load(recipe, set_), run_dir, to=to, fresh=fresh, quiet=quiet)
+    if not quiet:
+        typer.echo(f"{result.path}: ran {_names(result.ran)}; unchanged {_names(result.cached)}", err=True)
+        typer.echo(f"next: ponder report {result.path}", err=True)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, set_: SetOption = None, run_dir: RunOption = None, as_json: JsonFlag = False) -> None:
+    """Show what a recipe will do before it does it.
+
+    Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time. The time is known once the run folder holds measured speeds: run a few steps first.
+
+    \b
+    Examples:
+      ponder plan r1-zero-mini
+      ponder plan r1-zero-mini --set stages.zero.group_size=32 --json
+    """
+    loaded = _load(recipe, set_)
+    folder = default_run_dir(loaded) if run_dir is None else run_dir
+    plans = plan_recipe(loaded, folder)
+    if as_json:
+        _print_json({"recipe": loaded.name, "run": str(folder), "stages": [asdict(stage) for stage in plans]})
+        return
+    console = Console()
+    console.print(lineage(loaded))
+    for stage in plans:
+        console.print(_plan_text(stage), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ls(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the run folders lie.")] = Path("runs"),
+    as_json: JsonFlag = False,
+) -> None:
+    """List the runs, and the recipes that come with Ponder.
+
+    \b
+    Examples:
+      ponder ls
+      ponder ls /data/runs --json
+    """
+    runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+    if as_json:
+        found = [{"run": str(entry.path), **entry.manifest().model_dump(mode="json")} for entry in runs]
+        _print_json({"runs": found, "recipes": list(packaged_recipes())})
+        return
+    table = _table("run", "recipe", "stages")
+    for entry in runs:
+        manifest = entry.manifest()
+        states = ", ".join(f"{name} {record.state}" for name, record in manifest.stages.items() if "." not in name)
+        table.add_row(entry.name, manifest.recipe, states)
+    Console().print(table if runs else f"no runs in {folder}")
+    typer.echo(f"recipes: {', '.join(packaged_recipes()) or 'none'}")
+
+
+@app.command()
+def show(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Show the stages of a run, their last metrics, its evaluations.
+
+    \b
+    Examples:
+      ponder show r1-zero-mini
+      ponder show runs/short --json
+    """
+    folder = _find_run(run)
+    last = {name: lines[-1] for name in folder.manifest().stages if (lines := folder.metrics(name))}
+    if as_json:
+        manifest = folder.manifest().model_dump(mode="json")
+        _print_json({"run": str(folder.path), **manifest, "last_metrics": last, "evaluations": folder.evaluations()})
+        return
+    console = Console()
+    stages = _table("stage", "verb", "state", "time", "hash", "last step")
+    for name, record in folder.manifest().stages.items():
+        stages.add_row(name, *_record_cells(record), str(last[name]["step"]) if name in last else "")
+    console.print(stages)
+    for name, line in last.items():
+        numbers = {key: value for key, value in line.items() if "/" in key and value is not None}
+        console.print(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()), highlight=False)
+    if folder.evaluations():
+        console.print(_evaluations_table(folder.evaluations()))
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="[default: report.html in the run]")] = None,
+) -> None:
+    """Write one HTML page about a run: curves, tables, rollouts.
+
+    The page is self-contained: it opens anywhere, and nothing in it is fetched.
+
+    \b
+    Examples:
+      ponder report r1-zero-mini
+      ponder report runs/short --out short.html
+    """
+    from ponder.evaluation.report import write_report
+
+    folder = _find_run(run)
+    typer.echo(write_report(folder.path, folder.report_path if out is None else out))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`mini`, a model folder, a GGUF file or a Hub id.")],
+    on: Annotated[
+        str, typer.Option("--on", metavar="NAMES", help="Tasks, separated by commas, or one JSONL or Parquet file.")
+    ],
+    samples: Annotated[int, typer.Option("--samples", metavar="K", help="Completions a problem.")] = 16,
+    problems: Annotated[int, typer.Option("--problems", metavar="N", help="Held-out problems a task.")] = 200,
+    difficulty: Annotated[
+        str, typer.Option("--difficulty", metavar="D", help="The tasks' dial: a number, or a range as 1-3.")
+    ] = "1",
+    language: Annotated[
+        str, typer.Option("--language", metavar="CODES", help="Languages of the prompts, separated by commas.")
+    ] = "en",
+    template: Annotated[str, typer.Option("--template", metavar="NAME", help="Prompt template.")] = "r1-zero",
+    temperature: Annotated[float, typer.Option("--temperature", metavar="T", help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus mass.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest completion.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Every random stream follows from it.")] = 0,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="The run folder. [default: runs/eval-<model>]")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows to this file, as JSON.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Measure a model on tasks.
+
+    Prints pass@1 over K samples with its interval, cons@K and lengths. The samples behind the numbers stay in the run folder, and the same command again costs nothing.
+
+    \b
+    Examples:
+      ponder eval mini --on countdown,arithmetic --problems 100
+      ponder eval runs/r1-zero-mini/stages/zero/model --on countdown --difficulty 1-2 --json zero.json
+      ponder eval ./my-model --on problems.jsonl --template chat --temperature 0 --samples 1
+    """
+    stage = {
+        "verb": "evaluate",
+        "models": [model],
+        "template": template,
+        "tasks": _tasks(on, {"difficulty": _difficulty(difficulty), "languages": language.split(",")}),
+        "problems": problems,
+        "samples": samples,
+        "sampling": {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
+    }
+    recipe = load_recipe({"name": f"eval-{_slug(model)}", "seed": seed, "stages": {"eval": stage}})
+    rows = RunFolder(run_pipeline(recipe, run_dir, quiet=quiet).path).evaluations()
+    if json_file is not None:
+        atomic_write_json(json_file, rows)
+    if not quiet:
+        Console().print(_evaluations_table(rows))
+
+
+@app.command()
+def archive(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="[default: archive/ in the run]")] = None,
+) -> None:
+    """Turn the rollouts of a run into Parquet files.
+
+    \b
+    Examples:
+      ponder archive r1-zero-mini
+      ponder archive r1-zero-mini --out /data/rollouts
+    """
+    folder = _find_run(run)
+    for part in archive_rollouts(folder.rollouts(), folder.path / "archive" if out is None else out):
+        typer.echo(part)
+
+
+# --- from arguments ----------------------------------------------------------------------------------------------
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Recipe:
+    return load_recipe(find_recipe(recipe), overrides or [])
+
+
+def _find_run(name: str) -> RunFolder:
+    return RunFolder.open(Path("runs") / name if not Path(name).exists() else name)
+
+
+def _tasks(names: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    tasks: dict[str, dict[str, Any]] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        is_file = Path(name).suffix in (".jsonl", ".parquet")
+        key = "file" if is_file else name
+        if key in tasks:
+            raise UsageError(f"--on {names!r} names {key!r} twice: give each task, and at most one file, once")
+        tasks[key] = {**settings, "path": name} if is_file else settings
+    if not tasks:
+        raise UsageError("--on must name at least one task, such as countdown")
+    return tasks
+
+
+def _difficulty(text: str) -> int | list[int]:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if found is None:
+        raise UsageError(f"--difficulty {text!r} must be a number, or a range such as 1-3")
+    low, high = found.groups()
+    return int(low) if high is None else [int(low), int(high)]
+
+
+def _slug(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", model).strip("-") or "model"
+
+
+# --- to text -----------------------------------------------------------------------------------------------------
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _names(stages: Iterable[str]) -> str:
+    return ", ".join(stages) or "nothing"
+
+
+def _record_cells(record: StageRecord) -> tuple[str, str, str, str]:
+    state = record.state if record.error is None else f"{record.state}: {record.error}"
+    return record.verb, state, duration(record.seconds), record.hash[:8]
+
+
+def _plan_text(stage: StagePlan) -> str:
+    parts = [f"{stage.verb} from {', '.join(stage.starts_from)}", stage.state]
+    if stage.rollouts:
+        parts.append(f"{stage.rollouts:,} rollouts")
+    if stage.updates:
+        parts.append(f"{stage.updates:,} updates")
+    parts.append(f"at most {stage.max_tokens:,} tokens")
+    if stage.parameters is not None and stage.memory_bytes is not None:
+        parts.append(
+            f"{stage.parameters / 1e6:.2f} M parameters, {stage.memory_bytes / 2**20:,.0f} MiB besides activations"
+        )
+    parts.append("time not measured yet" if stage.seconds is None else f"about {duration(stage.seconds)}")
+    return f"{stage.name}: " + "; ".join(parts)
+
+
+def _evaluations_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows with the columns that any of them fills, in the rows' own order."""
+    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, (list, tuple)):
+        return "-".join(map(_cell, value))
+    return "" if value is None else str(value)
