@@ -25,7 +25,7 @@ LossName = Literal["grpo", "gspo", "cispo"]
 RatioLevel = Literal["token", "sequence"]
 
 LOG_RATIO_MAX = 20.0
-"""Log-ratios stop growing (and give no gradient) here: exp of a long output's sum would overflow, and 0 * inf is NaN."""
+"""Log-ratios are cut (and give no gradient) above this: exp of a long output's sum overflows, and 0 * inf is NaN."""
 
 
 def token_ratio(log_ratio: Tensor) -> Tensor:
