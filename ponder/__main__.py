@@ -1,6 +1,6 @@
 """`python -m ponder` is the command `ponder`."""
 
-from ponder.cli import app
+from ponder.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="ponder")
+    main()

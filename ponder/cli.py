@@ -102,7 +102,8 @@ def run(
 def plan(recipe: RecipeArgument, set_: SetOption = None, run_dir: RunOption = None, as_json: JsonFlag = False) -> None:
     """Show what a recipe will do before it does it.
 
-    Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time. The time is known once the run folder holds measured speeds: run a few steps first.
+    Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time. The time
+    is known once the run folder holds measured speeds: run a few steps first.
 
     \b
     Examples:
@@ -223,7 +224,8 @@ def evaluate(
 ) -> None:
     """Measure a model on tasks.
 
-    Prints pass@1 over K samples with its interval, cons@K and lengths. The samples behind the numbers stay in the run folder, and the same command again costs nothing.
+    Prints pass@1 over K samples with its interval, cons@K and lengths. The samples behind the numbers stay in
+    the run folder, and the same command again costs nothing.
 
     \b
     Examples:
@@ -263,6 +265,11 @@ def archive(
     folder = _find_run(run)
     for part in archive_rollouts(folder.rollouts(), folder.path / "archive" if out is None else out):
         typer.echo(part)
+
+
+def main() -> None:
+    """Run the command line of this process; never returns."""
+    app(prog_name="ponder")
 
 
 # --- from arguments ----------------------------------------------------------------------------------------------

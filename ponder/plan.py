@@ -196,7 +196,7 @@ def _mean(lines: Iterable[Line], name: str) -> float | None:
 
 def _stored_parameters(model: str) -> int | None:
     """Parameters in the safetensors files of a folder or of the embedded model, from their headers alone."""
-    folder = Path(str(importlib.resources.files("ponder.mini"))) if model == "mini" else Path(model)
+    folder = Path(str(importlib.resources.files("ponder.mini"))) / "weights" if model == "mini" else Path(model)
     files = list(folder.rglob("*.safetensors")) if folder.is_dir() else []
     return sum(map(_safetensors_parameters, files)) if files else None
 

@@ -6,27 +6,29 @@ a resume. A number that is NaN or infinite is written as null, so that every lin
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ponder.errors import BrokenInputError
 from ponder.store.files import atomic_write, disk_errors
 
 Line = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends the metrics of one stage to the run's file. Flushed line by line; used by one process at a time."""
+    """Appends the metrics of one stage to the run's file. Unbuffered; used by one process at a time."""
 
     def __init__(self, path: Path, stage: str) -> None:
         """Raises `BrokenInputError` when the file cannot be written."""
         self.path = path
         self.stage = stage
-        self._file: IO[str] | None = None
+        self._file: io.FileIO | None = None
         self._resume_clock()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -38,10 +40,12 @@ class MetricsLog:
         line: Line = {"stage": self.stage, "step": step, "time": round(now, 3), "elapsed": round(now - self._zero, 3)}
         for name, value in values.items():
             line[name] = _finite(value)
-        with disk_errors(self.path):
-            file = self._open()
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
+        try:
+            with disk_errors(self.path):
+                _write_whole(self._open(), _encode(line))
+        except BrokenInputError:
+            self.close()  # what a full disk took of the line is cut off when the file is opened again
+            raise
 
     def rewind(self, step: int) -> None:
         """Drop this stage's lines after `step`, so that a resume writes them anew; -1 drops all. Atomic."""
@@ -55,10 +59,10 @@ class MetricsLog:
             self._file.close()
             self._file = None
 
-    def _open(self) -> IO[str]:
+    def _open(self) -> io.FileIO:
         if self._file is None:
             _drop_torn_line(self.path)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "ab", buffering=0)
         return self._file
 
     def _resume_clock(self) -> None:
@@ -84,7 +88,7 @@ def edit_metrics(path: Path, change: Callable[[Line], Line | None]) -> None:
     old = list(_lines(path))
     new = [kept for kept in map(change, (dict(line) for line in old)) if kept is not None]
     if new != old:
-        atomic_write(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in new))
+        atomic_write(path, b"".join(map(_encode, new)))
 
 
 def series(lines: Iterable[Line], name: str) -> list[tuple[int, float]]:
@@ -96,9 +100,28 @@ def _lines(path: Path) -> Iterator[Line]:
     if not path.exists():
         return
     with disk_errors(path, "read"), open(path, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            if text.endswith("\n") and text.strip():
-                yield json.loads(text)
+        for number, text in enumerate(file, start=1):
+            if text.endswith("\n"):
+                yield _decode(text, path, number)
+
+
+def _encode(line: Line) -> bytes:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _decode(text: str, path: Path, number: int) -> Line:
+    try:
+        line: Line = json.loads(text)
+    except ValueError as error:
+        raise BrokenInputError(f"{path} is damaged: line {number} is not JSON; remove that line") from error
+    return line
+
+
+def _write_whole(file: io.FileIO, data: bytes) -> None:
+    """Write all of it, or raise: a disk that fills up takes a part of a line without a word."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -1,0 +1,241 @@
+"""rollouts.sqlite: what is acknowledged is kept, what grows too large lets go of its oldest weight."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ponder.errors import BrokenInputError, UsageError
+from ponder.store.archive import archive_rollouts
+from ponder.store.metrics import read_metrics
+from ponder.store.rollouts import RolloutRow, RolloutStore, RolloutWriter
+
+
+def make_row(problem: str = "p0", sample: int = 0, **changes: object) -> RolloutRow:
+    row = RolloutRow(
+        problem_id=problem,
+        task="countdown",
+        prompt="make 6 of 1 2 3 <think>",
+        sample=sample,
+        text="wait, 1+2+3</think> 1+2+3",
+        thinking="wait, 1+2+3",
+        answer="1+2+3",
+        rewards={"accuracy": 1.0, "format": 0.5},
+        correct=True,
+        finish_reason="stop",
+        length=4,
+        advantage=-0.25,
+        reference={"numbers": [1, 2, 3], "target": 6},
+        token_ids=[5, 70_000, 0, 2],
+        logprobs=[-0.5, -1.25, 0.0, -8.0],
+    )
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rollouts.sqlite"
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[RolloutWriter]:
+    writer = RolloutWriter(path, "zero")
+    yield writer
+    writer.close()
+
+
+def test_a_rollout_comes_back_as_it_was(path: Path, writer: RolloutWriter) -> None:
+    row = make_row(language="zh", difficulty=3, text="等等 🙂", answer=None, split="test", model="mini")
+    writer.add(7, [row])
+    assert list(RolloutStore(path).iter_rollouts(tokens=True)) == [replace(row, stage="zero", step=7)]
+    (light,) = RolloutStore(path).iter_rollouts()
+    assert (light.token_ids, light.logprobs, light.text) == ([], [], "等等 🙂")
+
+
+@given(
+    ids=st.lists(st.integers(0, 2**32 - 1), max_size=50),
+    logprobs=st.lists(st.floats(-1e4, 0, width=32), max_size=50),
+)
+def test_tokens_survive_packing(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[int], logprobs: list[float]
+) -> None:
+    count = min(len(ids), len(logprobs))
+    path = tmp_path_factory.mktemp("pack") / "rollouts.sqlite"
+    writer = RolloutWriter(path, "zero")
+    writer.add(1, [make_row(token_ids=ids[:count], logprobs=logprobs[:count])])
+    writer.close()
+    (row,) = RolloutStore(path).iter_rollouts(tokens=True)
+    assert (row.token_ids, row.logprobs) == (ids[:count], logprobs[:count])
+
+
+def test_a_step_is_kept_whole_or_not_at_all(path: Path, writer: RolloutWriter) -> None:
+    writer.add(1, [make_row()])
+    with pytest.raises(TypeError):
+        writer.add(2, [make_row(), make_row(reference=object())])
+    assert RolloutStore(path).steps("zero") == [1]
+
+
+def test_rewind_drops_this_stages_later_steps(path: Path, writer: RolloutWriter) -> None:
+    other = RolloutWriter(path, "dev2")
+    for step in (1, 2, 3):
+        writer.add(step, [make_row()])
+        other.add(step, [make_row()])
+    other.close()
+    writer.rewind(1)
+    store = RolloutStore(path)
+    assert (store.steps("zero"), store.steps("dev2"), store.count()) == ([1], [1, 2, 3], 4)
+    database = sqlite3.connect(path)
+    assert database.execute("SELECT (SELECT COUNT(*) FROM texts), (SELECT COUNT(*) FROM tokens)").fetchone() == (4, 4)
+    database.close()
+
+
+def test_reading_does_not_wait_for_the_writer(path: Path, writer: RolloutWriter) -> None:
+    writer.add(1, [make_row()])
+    with writer._connection as open_transaction:
+        open_transaction.execute("DELETE FROM rollouts")
+        assert RolloutStore(path).count("zero") == 1
+        open_transaction.rollback()
+
+
+def test_history_follows_the_same_problems_through_the_steps(path: Path, writer: RolloutWriter) -> None:
+    for step in (0, 20):
+        rows = [make_row(problem, sample, split="test") for problem in ("b", "a") for sample in (0, 1)]
+        writer.add(step, rows)
+    writer.add(20, [make_row("0-seen-once", split="test"), make_row("a", split="train")])
+    history = RolloutStore(path).sample_problem_history("zero", num_problems=2)
+    assert list(history) == ["a", "b"]
+    assert [(row.step, row.sample, row.split) for row in history["a"]] == [(0, 0, "test"), (20, 0, "test")]
+    assert len(RolloutStore(path).sample_problem_history("zero", 1, samples=2)["a"]) == 4
+
+
+def test_search_finds_text_as_it_is_written(path: Path, writer: RolloutWriter) -> None:
+    writer.add(1, [make_row(text="Wait, 100%_sure\\", correct=False), make_row(text="no doubt at all 100 sure")])
+    writer.add(2, [make_row(text="wait")])
+    store = RolloutStore(path)
+    assert [row.step for row in store.search("WAIT")] == [2, 1]
+    assert [row.step for row in store.search("wait", correct=True)] == [2]
+    assert len(store.search("0%_s")) == 1
+    assert len(store.search("sure\\")) == 1
+    assert store.search("wait", stage="dev2") == []
+    assert len(store.search("wait", limit=1)) == 1
+
+
+def test_beyond_the_cap_the_oldest_steps_lose_tokens_then_texts_and_keep_their_rows(path: Path) -> None:
+    said: list[str] = []
+    writer = RolloutWriter(path, "zero", size_cap_bytes=400_000, warn=said.append)
+    for step in range(1, 41):
+        split = "test" if step == 1 else "train"
+        noise = [(step * 7919 + i * 104_729) % 65_536 for i in range(2_000)]
+        text = "".join(chr(97 + number % 26) for number in noise)
+        writer.add(step, [make_row(token_ids=noise, logprobs=[-float(n) for n in noise], text=text, split=split)])
+    assert writer._used_bytes() < 400_000 * 1.1
+    writer.close()
+    rows = list(RolloutStore(path).iter_rollouts(tokens=True))
+    assert len(rows) == 40
+    with_tokens = [row.step for row in rows if row.token_ids]
+    with_texts = [row.step for row in rows if not row.text_dropped]
+    assert with_tokens == list(range(with_tokens[0], 41))  # the newest keep theirs
+    assert set(with_tokens) <= set(with_texts)
+    assert said[0].startswith("rollouts.sqlite reached its cap of 0 MiB: dropped tokens of zero step 1 and ")
+
+
+def test_texts_of_training_go_before_those_of_evaluation(path: Path) -> None:
+    writer = RolloutWriter(path, "zero", size_cap_bytes=120_000)
+    for step in range(1, 20):
+        writer.add(step, [make_row(token_ids=[], text=str(step) * 10_000, split="test" if step < 3 else "train")])
+    writer.close()
+    kept = [row.step for row in RolloutStore(path).iter_rollouts() if not row.text_dropped]
+    assert kept[:2] == [1, 2]
+    assert kept[-1] == 19
+    assert 3 not in kept
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(path: Path, writer: RolloutWriter) -> None:
+    writer.add(1, [make_row()])
+    writer._connection.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(BrokenInputError, match="the disk is full; free space and run the same command again"):
+        writer.add(2, [make_row(text="x" * 200_000)])
+    writer._connection.execute("PRAGMA max_page_count = 100000")
+    writer.add(2, [make_row()])
+    assert RolloutStore(path).steps("zero") == [1, 2]
+
+
+def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.sqlite"
+    path.write_bytes(b"not a database, but long enough to be looked at as one" * 50)
+    with pytest.raises(BrokenInputError, match="is no SQLite database"):
+        RolloutStore(path).count()
+    with pytest.raises(BrokenInputError, match="is no SQLite database"):
+        RolloutWriter(path, "zero").add(1, [make_row()])
+
+
+def test_no_file_holds_no_rollouts(tmp_path: Path) -> None:
+    store = RolloutStore(tmp_path / "rollouts.sqlite")
+    assert (store.stages(), store.count(), store.search("x"), list(store.iter_rollouts())) == ([], 0, [], [])
+    RolloutWriter(store.path, "zero").rewind(-1)
+    assert not store.path.exists()
+
+
+def test_the_archive_holds_every_rollout_in_parts(path: Path, writer: RolloutWriter, tmp_path: Path) -> None:
+    for step in range(5):
+        writer.add(step, [make_row(f"p{step}", advantage=None, token_ids=[] if step == 4 else [1, 2])])
+    parts = archive_rollouts(RolloutStore(path), tmp_path / "archive", rows_per_part=2)
+    assert [part.name for part in parts] == [f"rollouts-0000{i}.parquet" for i in range(3)]
+    assert sorted(parts) == sorted((tmp_path / "archive").iterdir())  # nothing temporary is left
+    table = pyarrow.parquet.read_table(tmp_path / "archive")
+    assert table.column("problem_id").to_pylist() == [f"p{i}" for i in range(5)]
+    assert table.column("token_ids").to_pylist() == [[1, 2]] * 4 + [[]]
+    assert table.column("rewards")[0].as_py() == '{"accuracy": 1.0, "format": 0.5}'
+
+
+def test_nothing_to_archive_is_said(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no rollouts to archive"):
+        archive_rollouts(RolloutStore(path), tmp_path / "archive")
+
+
+_WRITE_FOREVER = """
+import sys
+from pathlib import Path
+from ponder.store.metrics import MetricsLog
+from ponder.store.rollouts import RolloutRow, RolloutWriter
+folder = Path(sys.argv[1])
+rollouts, metrics = RolloutWriter(folder / "rollouts.sqlite", "zero"), MetricsLog(folder / "metrics.jsonl", "zero")
+step = 0
+while True:
+    step += 1
+    rollouts.add(step, [RolloutRow("p", "t", "q", i, "x" * 3000, "", None, {}, False, "stop", 1, token_ids=range(500),
+                                   logprobs=[0.0] * 500) for i in range(8)])
+    metrics.write(step, {"reward/mean": 0.5})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.11, 0.23])
+def test_kill_9_in_the_middle_of_writing_loses_no_acknowledged_row(tmp_path: Path, seconds: float) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _WRITE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    acknowledged = max(int(line) for line in [first, *process.stdout.read().splitlines()])
+    process.stdout.close()
+    process.wait()
+
+    store = RolloutStore(tmp_path / "rollouts.sqlite")
+    steps = store.steps("zero")
+    assert steps == list(range(1, len(steps) + 1))
+    assert acknowledged <= len(steps) <= acknowledged + 1
+    assert store.count() == 8 * len(steps)  # no step is there in part
+    logged = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert logged[:acknowledged] == list(range(1, acknowledged + 1))
+    database = sqlite3.connect(store.path)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
