@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from ponder.algorithms.advantages import combine_rewards, group_advantages, has_
 SCALES = ["group", "batch", "none"]
 
 
-def f64(*rows: list[float]) -> Tensor:
+def f64(*rows: Sequence[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -42,6 +43,15 @@ def test_eps_is_added_to_the_deviation() -> None:
 def test_batch_scale() -> None:
     # the deviation of 1 0 0 0 again, but each group is centred on its own mean: 1/2 and 0
     assert_close(group_advantages(f64([1, 0], [0, 0]), "batch", eps=0), f64([1, -1], [0, 0]))
+
+
+def test_eps_is_added_to_the_batchs_deviation_too() -> None:
+    # 1 0 0 0 of both groups has deviation 0.5: 0.5 / (0.5 + 0.5)
+    assert_close(group_advantages(f64([1, 0], [0, 0]), "batch", eps=0.5), f64([0.5, -0.5], [0, 0]))
+    # parts 0.5 / (sqrt(0.5) + 0.5) = 0.41421356 and its negative; their deviation is 0.41421356 * sqrt(2) = 0.58578644,
+    # so 0.41421356 / (0.58578644 + 0.5)
+    advantages, _ = combine_rewards({"a": f64([1, 0])}, {"a": 1.0}, "normalise_then_sum", eps=0.5)
+    assert_close(advantages, f64([0.38148714, -0.38148714]), rtol=0, atol=1e-8)
 
 
 def test_no_scale() -> None:

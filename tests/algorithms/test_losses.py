@@ -183,7 +183,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_batch(lengths: list[int]) -> dict[str, Tensor]:
+def random_batch(lengths: list[int]) -> dict[str, Any]:
     """Per-token tensors (N,) and `sequence_ids` of a batch with ratios on both sides of every bound."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))

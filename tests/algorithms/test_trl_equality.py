@@ -27,7 +27,7 @@ from ponder.algorithms.weights import token_weights
 
 pytest.importorskip("trl", reason="TRL is the peer of this comparison")
 
-from trl.rewards import get_soft_overlong_punishment
+from trl.rewards.other_rewards import get_soft_overlong_punishment
 from trl.trainer import grpo_trainer
 
 PROMPTS, GROUP = 3, 4
@@ -81,7 +81,7 @@ class Accelerator:
 
 def bare_trainer(new_logprobs: Tensor, entropies: Tensor, truncated: Tensor, **settings: Any) -> Any:
     """A GRPOTrainer with settings and fixed tensors in place of models; log-probabilities and entropies are (B, T)."""
-    trainer = object.__new__(grpo_trainer.GRPOTrainer)
+    trainer: Any = object.__new__(grpo_trainer.GRPOTrainer)
     defaults: dict[str, Any] = {
         "loss_type": "grpo",
         "importance_sampling_level": "token",
@@ -142,7 +142,7 @@ def bare_trainer(new_logprobs: Tensor, entropies: Tensor, truncated: Tensor, **s
         completions = [
             [2] * (int(n) - 1) + [3 if cut else EOS] for n, cut in zip(LENGTHS, truncated.tolist(), strict=True)
         ]
-        sampler = [row.tolist() for row in SAMPLER.split(LENGTHS.tolist())]
+        sampler = [row.tolist() for row in torch.split(SAMPLER, LENGTHS.tolist())]
         return [[2]] * len(prompts), completions, None, [""] * len(prompts), sampler, {}, None, None
 
     def logprobs(model: Any, *args: Any, compute_entropy: bool = False, **kwargs: Any) -> tuple[Any, ...]:
