@@ -77,7 +77,7 @@ def run(
     run_dir: RunOption = None,
     to: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard what the stages left before, and start over.")
+        bool, typer.Option("--fresh", help="Discard what the same settings left before, and start over.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
 ) -> None:

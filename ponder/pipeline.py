@@ -61,7 +61,7 @@ def run_pipeline(
 ) -> RunResult:
     """Carry out a recipe in a run folder (default: runs/<recipe name>), from wherever an earlier start left it.
 
-    `to` stops after that stage; `fresh` discards what the stages left before; `quiet` shows warnings only.
+    `to` stops after that stage; `fresh` discards what the same settings left before; `quiet` shows warnings only.
     Raises `InterruptedRunError` on Ctrl-C or SIGTERM (the same call goes on where it was), `UsageError` when the
     recipe is wrong or the folder is in use, `BrokenInputError` when a file or the disk is, `RefusedError` from a stage.
     """
@@ -230,19 +230,18 @@ def is_done(run: RunFolder, stage: str, result_hash: str) -> bool:
 
 
 def _make_room(run: RunFolder, name: str, result_hash: str, fresh: bool, reporter: Reporter) -> None:
-    """Leave under the stage's name only what was made under `result_hash`, and nothing at all when `fresh`."""
+    """Leave under the stage's name only what was made under `result_hash`, and not even that when `fresh`."""
     aside = set_aside_name(name, result_hash)
-    if fresh:
-        run.discard_stage(name)
-        run.discard_stage(aside)
-        return
     record = run.stage_record(name)
     if record is not None and record.hash != result_hash:
         kept = set_aside_name(name, record.hash)
         run.move_stage(name, kept)
         reporter.note(f"what it depends on has changed: the old result is kept as stages/{kept}")
         record = None
-    if record is None and run.stage_record(aside) is not None:
+    if fresh:
+        run.discard_stage(name)
+        run.discard_stage(aside)
+    elif record is None and run.stage_record(aside) is not None:
         run.move_stage(aside, name)
         reporter.note(f"the result kept as stages/{aside} fits these settings: it comes back")
 

@@ -1,0 +1,342 @@
+"""The pipeline with a small fake verb: order, caching, resume, interruption, failure."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ponder import pipeline
+from ponder.errors import BrokenInputError, InterruptedRunError, RefusedError, UsageError
+from ponder.pipeline import find_recipe, fingerprint, packaged_recipes, run_pipeline, stage_hashes
+from ponder.recipe import Recipe, ReinforceStage, load_recipe
+from ponder.run import RunFolder, StageContext
+from ponder.store.metrics import series
+
+
+class FakeVerb(types.ModuleType):
+    """Counts to `stage.steps`, one file of state a step; what `before_step` raises happens in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__("fake")
+        self.steps: list[tuple[str, int]] = []
+        self.before_step: Callable[[str, int], None] = lambda stage, step: None
+
+    def run_stage(self, stage: ReinforceStage, context: StageContext) -> None:
+        state = context.state_dir / "step"
+        done = int(state.read_text()) if state.exists() else 0
+        context.metrics.rewind(done)
+        context.reporter.begin(stage.steps, done)
+        for step in range(done + 1, stage.steps + 1):
+            self.before_step(context.stage_name, step)
+            self.steps.append((context.stage_name, step))
+            context.metrics.write(step, {"reward/mean": step / stage.steps})
+            state.write_text(str(step))
+        context.model_dir.mkdir(exist_ok=True)
+        (context.model_dir / "from.txt").write_text(context.model_source(stage.model))
+
+    def names(self) -> list[str]:
+        """Stages that made steps since last asked."""
+        names = list(dict.fromkeys(name for name, _ in self.steps))
+        self.steps.clear()
+        return names
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeVerb:
+    fake = FakeVerb()
+    monkeypatch.setitem(sys.modules, "ponder.stages.reinforce", fake)
+    monkeypatch.setattr(pipeline, "set_up_torch", lambda threads: None)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def make_recipe(*overrides: str, **stages: dict[str, Any]) -> Recipe:
+    """zero and other from the embedded model, dev from zero, last from dev."""
+    chain = {"zero": {}, "other": {}, "dev": {"model": "zero"}, "last": {"model": "dev"}}
+    merged = {
+        name: {"verb": "reinforce", "tasks": {"countdown": {}}, "steps": 3, **settings, **stages.get(name, {})}
+        for name, settings in chain.items()
+    }
+    return load_recipe({"name": "r", "stages": merged}, overrides)
+
+
+def run(*overrides: str, **options: Any) -> pipeline.RunResult:
+    return run_pipeline(make_recipe(*overrides), quiet=True, **options)
+
+
+def test_stages_run_in_order_and_start_from_each_other(verb: FakeVerb) -> None:
+    result = run()
+    assert verb.names() == ["zero", "other", "dev", "last"]
+    assert result.path == Path("runs/r")
+    assert (result.ran, result.cached) == (("zero", "other", "dev", "last"), ())
+    assert (result.model("dev") / "from.txt").read_text() == str(result.model("zero"))
+    record = RunFolder(result.path).manifest().stages["dev"]
+    assert (record.state, record.error, set(record.uses)) == ("done", None, {"zero"})
+    assert record.uses["zero"] == RunFolder(result.path).manifest().stages["zero"].hash
+    with pytest.raises(UsageError, match="holds no model of a stage 'nothing'"):
+        result.model("nothing")
+
+
+def test_nothing_changed_runs_nothing(verb: FakeVerb) -> None:
+    run()
+    verb.names()
+    assert run().cached == ("zero", "other", "dev", "last")
+    assert verb.names() == []
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(verb: FakeVerb) -> None:
+    run()
+    verb.names()
+    run("stages.dev.steps=2")
+    assert verb.names() == ["dev", "last"]
+    run("stages.dev.steps=2", "stages.other.steps=4")
+    assert verb.names() == ["other"]
+    run("seed=1", "stages.dev.steps=2", "stages.other.steps=4")
+    assert verb.names() == ["zero", "other", "dev", "last"]
+
+
+def test_a_removed_result_is_made_again(verb: FakeVerb) -> None:
+    folder = RunFolder(run().path).stage_folder("last")
+    verb.names()
+    folder.rename(folder.with_name("elsewhere"))
+    run()
+    assert verb.names() == ["last"]
+
+
+def test_the_old_result_is_set_aside_and_comes_back(verb: FakeVerb) -> None:
+    folder = RunFolder(run().path)
+    old = folder.manifest().stages["last"].hash
+    run("stages.last.steps=2")
+    kept = f"last.old-{old[:8]}"
+    assert (folder.stage_folder(kept) / "model").is_dir()
+    assert len(folder.metrics(kept)) == 3
+    assert len(folder.metrics("last")) == 2
+    verb.names()
+    run()
+    assert verb.names() == []
+    assert len(folder.metrics("last")) == 3
+    assert kept not in folder.manifest().stages
+
+
+def test_fresh_starts_over(verb: FakeVerb) -> None:
+    folder = RunFolder(run().path)
+    run("stages.last.steps=2")
+    verb.names()
+    run(fresh=True)
+    assert verb.names() == ["zero", "other", "dev", "last"]
+    assert len(folder.metrics("zero")) == 3
+    run("stages.last.steps=2")  # the fresh result can be set aside in its turn
+    assert verb.names() == []
+
+
+def test_to_stops_after_that_stage(verb: FakeVerb) -> None:
+    assert run(to="other").ran == ("zero", "other")
+    assert run(to="dev").ran == ("dev",)
+    with pytest.raises(UsageError, match="--to 'nil' is no stage of 'r': its stages are zero, other, dev, last"):
+        run(to="nil")
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
+def test_an_interrupted_stage_goes_on_where_it_was(verb: FakeVerb, how: str) -> None:
+    def stop(stage: str, step: int) -> None:
+        if (stage, step) == ("dev", 2):
+            if how == "ctrl-c":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    verb.before_step = stop
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InterruptedRunError, match="stopped in stage 'dev': the same command goes on") as caught:
+        run()
+    assert caught.value.exit_code == 5
+    assert signal.getsignal(signal.SIGTERM) is before
+    folder = RunFolder("runs/r")
+    assert folder.manifest().stages["dev"].state == "interrupted"
+    verb.before_step = lambda stage, step: None
+    verb.steps.clear()
+    run()
+    assert verb.steps == [("dev", 2), ("dev", 3), ("last", 1), ("last", 2), ("last", 3)]
+    assert series(folder.metrics("dev"), "reward/mean") == [(1, 1 / 3), (2, 2 / 3), (3, 1.0)]
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(verb: FakeVerb) -> None:
+    results: list[pipeline.RunResult] = []
+    thread = threading.Thread(target=lambda: results.append(run(to="zero")))
+    thread.start()
+    thread.join()
+    assert results[0].ran == ("zero",)
+
+
+def test_a_refused_stage_is_recorded_and_tried_again(verb: FakeVerb) -> None:
+    def refuse(stage: str, step: int) -> None:
+        raise RefusedError("all completions are cut: raise sampling.max_tokens")
+
+    verb.before_step = refuse
+    with pytest.raises(RefusedError):
+        run(to="zero")
+    record = RunFolder("runs/r").manifest().stages["zero"]
+    assert (record.state, record.error) == ("failed", "all completions are cut: raise sampling.max_tokens")
+    verb.before_step = lambda stage, step: None
+    run(to="zero")
+    record = RunFolder("runs/r").manifest().stages["zero"]
+    assert (record.state, record.error) == ("done", None)
+
+
+def test_a_defect_keeps_its_traceback_and_is_recorded(verb: FakeVerb) -> None:
+    def fail(stage: str, step: int) -> None:
+        raise ZeroDivisionError
+
+    verb.before_step = fail
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert RunFolder("runs/r").manifest().stages["zero"].error == "ZeroDivisionError"
+
+
+def test_a_disk_that_fills_up_in_a_stage_is_one_sentence_and_the_stage_goes_on(
+    verb: FakeVerb,
+) -> None:
+    disk = pytest.MonkeyPatch()
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(stage: str, step: int) -> None:
+        if step == 3:
+            disk.setattr(os, "fsync", full)  # from here on the manifest cannot be written either
+            full()
+
+    verb.before_step = fill
+    with pytest.raises(BrokenInputError, match=r"stage 'zero' cannot write to runs/r: the disk is full; free space"):
+        run()
+    disk.undo()
+    assert RunFolder("runs/r").manifest().stages["zero"].state == "running"
+    verb.before_step = lambda stage, step: None
+    verb.steps.clear()
+    run(to="zero")
+    assert verb.steps == [("zero", 3)]
+
+
+def test_a_stage_cannot_start_from_a_later_one(verb: FakeVerb) -> None:
+    recipe = make_recipe("stages.zero.model=dev")
+    with pytest.raises(UsageError, match=r"`stages\.zero\.model`: 'dev' runs after 'zero'; put it before"):
+        run_pipeline(recipe, quiet=True)
+    assert not Path("runs").exists()
+
+
+def test_more_threads_than_before_are_warned_of(verb: FakeVerb, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(stage: str, step: int) -> None:
+        raise KeyboardInterrupt
+
+    verb.before_step = stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with pytest.raises(InterruptedRunError):
+            run()
+        patch.setenv("OMP_NUM_THREADS", "3")
+        with pytest.raises(InterruptedRunError):
+            run()
+    assert "begun with 1 threads, goes on with 3: set threads: 1" in " ".join(capsys.readouterr().err.split())
+
+
+# --- hashes ------------------------------------------------------------------------------------------------------
+
+
+def changed(recipe: Recipe, other: Recipe) -> list[str]:
+    a, b = stage_hashes(recipe), stage_hashes(other)
+    return [name for name in a if a[name] != b[name]]
+
+
+def test_hashes_change_downstream_only() -> None:
+    recipe = make_recipe()
+    assert stage_hashes(recipe) == stage_hashes(make_recipe())
+    assert changed(recipe, make_recipe("stages.zero.optimizer.lr=1.0e-5")) == ["zero", "dev", "last"]
+    assert changed(recipe, make_recipe("stages.last.rewards.format=2")) == ["last"]
+    assert changed(recipe, make_recipe("seed=1")) == list(recipe.stages)
+    assert changed(recipe, make_recipe("threads=2")) == list(recipe.stages)
+    assert changed(recipe, make_recipe("name=s")) == []
+
+
+def test_new_code_makes_every_result_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stage_hashes(make_recipe())
+    monkeypatch.setattr(pipeline, "RESULT_VERSION", pipeline.RESULT_VERSION + 1)
+    assert all(before[name] != value for name, value in stage_hashes(make_recipe()).items())
+
+
+def test_files_count_by_content_and_not_by_time(tmp_path: Path) -> None:
+    model, data = tmp_path / "model", tmp_path / "problems.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    data.write_text("{}\n")
+    settings = (f"stages.other.model={model}", f"stages.other.tasks.file.path={data}")
+    recipe = make_recipe(*settings)
+    first = stage_hashes(recipe)
+    os.utime(model / "config.json", (1, 1))
+    os.utime(data, (1, 1))
+    assert stage_hashes(recipe) == first
+    (model / "config.json").write_text("[]")
+    second = stage_hashes(recipe)
+    data.write_text("[]\n")
+    third = stage_hashes(recipe)
+    assert len({first["other"], second["other"], third["other"]}) == 3
+    assert first["zero"] == third["zero"]
+
+
+def test_large_files_are_sampled_to_their_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_BLOCK_BYTES", 4)
+    monkeypatch.setattr(pipeline, "_MAX_BLOCKS", 3)
+    path = tmp_path / "x"
+
+    def of(text: str) -> str:
+        path.write_text(text)
+        return fingerprint(path)
+
+    base = of("aaaabbbbccccddddeeeef")
+    assert base == of("aaaaXXXXccccddddeeeef")  # 6 blocks; 0, 2 and 5 are looked at
+    assert len({base, of("Xaaabbbbccccddddeeeef"), of("aaaabbbbXcccddddeeeef"), of("aaaabbbbccccddddeeeeX")}) == 4
+    assert base != of("aaaabbbbccccddddeeeeff")
+    assert of("") == fingerprint(path)
+
+
+def test_weights_inside_the_package_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stage_hashes(make_recipe())
+    monkeypatch.setattr(pipeline, "embedded_hash", lambda: "new weights")
+    assert all(before[name] != value for name, value in stage_hashes(make_recipe()).items())
+
+
+# --- recipes by name ---------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_found_by_path_or_name_and_else_the_nearest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+    monkeypatch.setattr(pipeline, "packaged_recipes", lambda: {"r1-zero-mini": tmp_path / "packaged.yaml"})
+    assert find_recipe("r1-zero-mini") == tmp_path / "packaged.yaml"
+    with pytest.raises(UsageError, match="no recipe 'r1-zero-min', .*: did you mean `r1-zero-mini`"):
+        find_recipe("r1-zero-min")
+    with pytest.raises(UsageError, match="recipes that come with Ponder: r1-zero-mini"):
+        find_recipe("qqqq")
+
+
+def test_recipes_of_the_repository_are_found(repository: Path) -> None:
+    expected = {path.relative_to(repository / "recipes") for path in (repository / "recipes").rglob("*.yaml")}
+    assert {path.relative_to(repository / "recipes") for path in packaged_recipes().values()} == expected
+
+
+def test_torch_gets_the_threads_and_a_fixed_order_of_sums() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    pipeline.set_up_torch(before)
+    assert torch.get_num_threads() == before
+    if not torch.cuda.is_available():
+        assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
