@@ -10,6 +10,11 @@ from ponder.errors import BrokenInputError
 
 Family = Literal["llama", "qwen2", "qwen3"]
 
+
+class UnsupportedModelError(BrokenInputError):
+    """A sound config that this decoder does not implement: the fallback through transformers may."""
+
+
 _ARCHITECTURES: dict[Family, str] = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -57,10 +62,13 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> DecoderConfig:
-        """Read a Hugging Face config. Raises `BrokenInputError` for what this decoder does not implement."""
+        """Read a Hugging Face config.
+
+        Raises `UnsupportedModelError` for what this decoder does not implement, `BrokenInputError` for a garbled one.
+        """
         family = raw.get("model_type")
         if family not in _ARCHITECTURES:
-            raise BrokenInputError(f"model_type {family!r} is none of {', '.join(_ARCHITECTURES)}")
+            raise UnsupportedModelError(f"model_type {family!r} is none of {', '.join(_ARCHITECTURES)}")
         try:
             hidden, heads = int(raw["hidden_size"]), int(raw["num_attention_heads"])
             rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
@@ -97,11 +105,11 @@ class DecoderConfig:
     def _refuse_what_is_missing(self, raw: Mapping[str, Any]) -> None:
         rope_type = (self.rope_scaling or {}).get("rope_type", "default")
         if rope_type not in ("default", "linear", "llama3"):
-            raise BrokenInputError(f"rope scaling {rope_type!r} is not implemented (default, linear and llama3 are)")
+            raise UnsupportedModelError(f"rope scaling {rope_type!r} is not implemented (default, linear and llama3 are)")
         if raw.get("hidden_act", "silu") != "silu":
-            raise BrokenInputError(f"hidden_act {raw['hidden_act']!r} is not implemented (silu is)")
+            raise UnsupportedModelError(f"hidden_act {raw['hidden_act']!r} is not implemented (silu is)")
         if raw.get("use_sliding_window") or raw.get("mlp_bias") or (self.family != "qwen2" and raw.get("attention_bias")):
-            raise BrokenInputError("sliding windows, mlp_bias and attention_bias are not implemented by this decoder")
+            raise UnsupportedModelError("sliding windows, mlp_bias and attention_bias are not implemented by this decoder")
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers reads."""
