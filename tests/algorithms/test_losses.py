@@ -136,6 +136,11 @@ def test_cispo() -> None:
     assert result.statistics.clip_share == pytest.approx(1 / 3)
 
 
+def test_a_cap_without_an_advantage_changes_nothing_and_is_not_counted() -> None:
+    result = policy_loss(LOGPROBS, OLD, f64(0.0, 0.0, -1.0), WEIGHTS, IDS, 2, loss="cispo", eps_high=0.2)
+    assert result.statistics.clip_share == 0.0
+
+
 def test_importance_weights_scale_the_surrogate_only() -> None:
     correction = f64(2.0, 0.5, 1.0)
     # -(2 * 0.6 + 0.5 * 0.45 - 0.4)
