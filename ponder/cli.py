@@ -189,9 +189,9 @@ def report(
       ponder report r1-zero-mini
       ponder report runs/short --out short.html
     """
+    folder = _find_run(run)
     from ponder.evaluation.report import write_report
 
-    folder = _find_run(run)
     typer.echo(write_report(folder.path, folder.report_path if out is None else out))
 
 

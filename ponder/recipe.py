@@ -10,6 +10,7 @@ Yao et al. 2025; [GDPO] 2601.05242.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ class KlSettings(Settings):
     """The Kullback-Leibler term against the reference policy."""
 
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL term; 0.001 in [R1 2.1], 0 in [DAPO] and [Dr]. The reference model exists only when it is > 0."""
+    """Weight of the KL term; 0.001 in [R1 2.1], 0 in [DAPO] and [Dr]. A reference model exists only above 0."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators; R1 prints k3 in the loss [R1 Eq. 2]."""
     place: Literal["loss", "reward"] = "loss"
@@ -91,7 +92,7 @@ class AlgorithmSettings(Settings):
     ratio: Literal["token", "sequence"] = "token"
     """grpo only: a ratio per token [DSM 4.1] or per whole output, as R1 prints it [R1 Eq. 1]."""
     eps_low: float = Field(0.2, gt=0)
-    """Lower clip: ratios below 1 - eps_low are clipped. R1's later stages use 10, which never binds below [R1 3.2.1]."""
+    """Lower clip: ratios below 1 - eps_low are clipped. R1's later stages use 10, which never binds [R1 3.2.1]."""
     eps_high: float = Field(0.2, gt=0)
     """Upper clip, above 1 + eps_high; 0.28 is clip-higher [DAPO]."""
     aggregate: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
@@ -312,7 +313,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     Raises `BrokenInputError` for a file that is missing or no YAML, `UsageError` for a wrong key or value.
     """
     if isinstance(source, Mapping):
-        raw: Any = dict(source)
+        raw: Any = copy.deepcopy(dict(source))  # overrides must not reach the caller's own mapping
         where = "the recipe"
     else:
         where = str(source)

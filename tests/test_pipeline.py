@@ -320,7 +320,7 @@ def test_a_recipe_is_found_by_path_or_name_and_else_the_nearest_is_named(
     assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
     monkeypatch.setattr(pipeline, "packaged_recipes", lambda: {"r1-zero-mini": tmp_path / "packaged.yaml"})
     assert find_recipe("r1-zero-mini") == tmp_path / "packaged.yaml"
-    with pytest.raises(UsageError, match="no recipe 'r1-zero-min', .*: did you mean `r1-zero-mini`"):
+    with pytest.raises(UsageError, match=r"no recipe 'r1-zero-min', .*: did you mean `r1-zero-mini`"):
         find_recipe("r1-zero-min")
     with pytest.raises(UsageError, match="recipes that come with Ponder: r1-zero-mini"):
         find_recipe("qqqq")

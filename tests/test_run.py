@@ -1,5 +1,6 @@
 """The run folder: one writer, whole files, results that move without being lost."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -9,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import ponder.run
 from ponder.errors import BrokenInputError, UsageError
 from ponder.progress import Reporter
 from ponder.recipe import Recipe, load_recipe
 from ponder.run import Manifest, RunFolder, StageContext, StageRecord, stage_seed
-from ponder.store.evaluations import EvaluationsWriter
+from ponder.store.evaluations import EvaluationsWriter, read_evaluations
 from ponder.store.metrics import MetricsLog
 from ponder.store.rollouts import RolloutRow, RolloutWriter
 
@@ -46,7 +46,7 @@ def places(run: RunFolder, stage: str) -> list[int]:
     return [
         len(run.metrics(stage)),
         run.rollouts().count(stage),
-        sum(row["stage"] == stage for row in ponder.run.read_evaluations(run.evaluations_path)),
+        sum(row["stage"] == stage for row in read_evaluations(run.evaluations_path)),
         int((run.stage_folder(stage) / "model" / "config.json").exists()),
         int(stage in run.manifest().stages),
     ]
@@ -141,7 +141,7 @@ def test_a_move_that_is_killed_is_finished_by_the_next_start(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
 ) -> None:
     fill(run, "zero")
-    owner = {"rename": Path, "_write_manifest": RunFolder}.get(step, ponder.run)
+    owner = {"rename": Path, "_write_manifest": RunFolder}.get(step, importlib.import_module("ponder.run"))
     original = getattr(owner, step)
 
     def killed(*args: object) -> None:

@@ -1,0 +1,217 @@
+"""The command line: exit codes, one-sentence errors, JSON for programs, help that teaches."""
+
+import json
+import resource
+import runpy
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ponder import pipeline
+from ponder.cli import app
+from ponder.errors import RefusedError
+from ponder.recipe import EvaluateStage, ReinforceStage
+from ponder.run import RunFolder, StageContext
+from ponder.store.rollouts import RolloutRow
+
+RECIPE = """
+name: tiny
+stages:
+  zero: {verb: reinforce, tasks: {countdown: {}}, steps: 2, prompts_per_step: 3, group_size: 4}
+"""
+
+
+def reinforce(stage: ReinforceStage, context: StageContext) -> None:
+    if stage.template == "refused":
+        raise RefusedError("accuracy is 0 in every group:\nlower tasks.countdown.difficulty")
+    if stage.template == "stopped":
+        raise KeyboardInterrupt
+    for step in range(1, stage.steps + 1):
+        row = RolloutRow("p", "countdown", "prompt", 0, "text", "", None, {"accuracy": 0.0}, False, "stop", 1)
+        context.rollouts.add(step, [row])
+        context.metrics.write(step, {"reward/mean": 0.25})
+
+
+def evaluate(stage: EvaluateStage, context: StageContext) -> None:
+    for model in stage.models:
+        rows = [{"model": model, "benchmark": task, "value": 0.5, "interval": [0.4, 0.6]} for task in stage.tasks]
+        context.evaluations.add(rows)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a recipe, and stages that cost nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "set_up_torch", lambda threads: None)
+    for verb in (reinforce, evaluate):
+        module = types.SimpleNamespace(run_stage=verb)
+        monkeypatch.setitem(sys.modules, f"ponder.stages.{verb.__name__}", module)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def ponder(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def stage_of(result_json: str) -> Any:
+    return json.loads(result_json)["stages"][0]
+
+
+def test_run_leaves_a_run_folder_and_says_what_to_do_next(folder: Path) -> None:
+    result = ponder("run", "tiny.yaml", "--set", "stages.zero.steps=3")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "runs/tiny: ran zero; unchanged nothing" in result.stderr
+    assert "ponder report runs/tiny" in result.stderr
+    assert len(RunFolder(folder / "runs" / "tiny").metrics("zero")) == 3
+    assert "ran nothing; unchanged zero" in ponder("run", "tiny.yaml", "--set", "stages.zero.steps=3").stderr
+    assert ponder("run", "tiny.yaml", "--run", "elsewhere", "--quiet").stderr == ""
+    assert (folder / "elsewhere" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (
+            ["run", "tiny.yaml", "--set", "stages.zero.stepz=3"],
+            2,
+            "unknown key `stages.zero.stepz`: did you mean `steps`?",
+        ),
+        (["run", "no-such-recipe"], 2, "there is no recipe 'no-such-recipe'"),
+        (["run", "tiny.yaml", "--to", "nil"], 2, "--to 'nil' is no stage of 'tiny'"),
+        (["run", "tiny.yaml", "--set", "stages.zero.template=refused"], 3, "accuracy is 0 in every group: lower tasks"),
+        (["run", "broken.yaml"], 4, "broken.yaml is not a YAML file"),
+        (["run", "tiny.yaml", "--run", "tiny.yaml/run"], 4, "a part of that path is a file; choose another folder"),
+        (["run", "tiny.yaml", "--set", "stages.zero.template=stopped"], 5, "the same command goes on where it was"),
+        (["show", "nothing"], 2, "runs/nothing is not a run folder"),
+        (["report", "nothing"], 2, "runs/nothing is not a run folder"),
+        (["archive", "nothing"], 2, "runs/nothing is not a run folder"),
+        (["eval", "mini", "--on", "countdown", "--samples", "0"], 2, "`stages.eval.samples`"),
+        (["eval", "mini", "--on", "countdown,countdown"], 2, "names 'countdown' twice"),
+        (["eval", "mini", "--on", ","], 2, "--on must name at least one task"),
+        (["eval", "mini", "--on", "countdown", "--difficulty", "x"], 2, "--difficulty 'x' must be a number"),
+    ],
+)
+def test_an_error_is_one_sentence_with_its_own_exit_code(
+    folder: Path, arguments: list[str], code: int, sentence: str
+) -> None:
+    (folder / "broken.yaml").write_text("name: [")
+    result = ponder(*arguments)
+    assert result.exit_code == code
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ponder: ")
+    assert sentence in last
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["walk"], ["run", "tiny.yaml", "--sett", "a=1"], ["eval", "mini"]])
+def test_wrong_use_exits_with_2(arguments: list[str]) -> None:
+    assert ponder(*arguments).exit_code == 2
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.SimpleNamespace(run_stage=lambda stage, context: 1 / 0)
+    monkeypatch.setitem(sys.modules, "ponder.stages.reinforce", module)
+    result = ponder("run", "tiny.yaml")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_plan_counts_what_the_recipe_says() -> None:
+    plan = stage_of(ponder("plan", "tiny.yaml", "--json", "--set", "stages.zero.evaluation.every=0").stdout)
+    assert (plan["rollouts"], plan["updates"], plan["state"]) == (2 * 3 * 4, 2, "to run")
+    text = ponder("plan", "tiny.yaml").stdout
+    assert "zero (reinforced)" in text
+    assert "time not measured yet" in text
+    ponder("run", "tiny.yaml")
+    assert stage_of(ponder("plan", "tiny.yaml", "--json").stdout)["state"] == "done"
+
+
+def test_ls_and_show(folder: Path) -> None:
+    assert "no runs in runs" in ponder("ls").stdout
+    ponder("run", "tiny.yaml")
+    ponder("eval", "mini", "--on", "countdown", "--run", "runs/measured")
+    assert "zero done" in ponder("ls").stdout
+    listed = json.loads(ponder("ls", "--json").stdout)
+    assert [run["recipe"] for run in listed["runs"]] == ["eval-mini", "tiny"]
+    for name in ("tiny", "runs/tiny", str(folder / "runs" / "tiny")):
+        shown = ponder("show", name).stdout
+        assert "reinforce" in shown
+        assert "zero: reward/mean 0.25" in shown
+    assert json.loads(ponder("show", "tiny", "--json").stdout)["last_metrics"]["zero"]["step"] == 2
+    assert "0.400-0.600" in ponder("show", "measured").stdout
+
+
+def test_eval_measures_and_writes_json(folder: Path) -> None:
+    arguments = ["eval", "runs/tiny/stages/zero/model", "--on", "countdown,problems.jsonl", "--json", "rows.json"]
+    result = ponder(*arguments, "--difficulty", "1-3", "--language", "en,zh")
+    assert result.exit_code == 0
+    assert "0.500" in result.stdout
+    rows = json.loads((folder / "rows.json").read_text())
+    assert [row["benchmark"] for row in rows] == ["countdown", "file"]
+    stage = RunFolder(folder / "runs" / "eval-runs-tiny-stages-zero-model").recipe().stages["eval"]
+    assert isinstance(stage, EvaluateStage)
+    assert stage.tasks["countdown"].difficulty == (1, 3)
+    assert stage.tasks["countdown"].languages == ("en", "zh")
+    assert (stage.tasks["countdown"].path, stage.tasks["file"].path) == (None, "problems.jsonl")
+    assert (stage.samples, stage.sampling.temperature, stage.sampling.top_p) == (16, 0.6, 0.95)
+
+
+def test_report_writes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, Path]] = []
+
+    def write_report(run_dir: Path, out_path: Path) -> Path:
+        asked.append((run_dir, out_path))
+        return out_path
+
+    monkeypatch.setitem(sys.modules, "ponder.evaluation.report", types.SimpleNamespace(write_report=write_report))
+    ponder("run", "tiny.yaml")
+    assert ponder("report", "tiny").stdout == "runs/tiny/report.html\n"
+    assert ponder("report", "tiny", "--out", "page.html").stdout == "page.html\n"
+    assert asked == [(Path("runs/tiny"), Path("runs/tiny/report.html")), (Path("runs/tiny"), Path("page.html"))]
+
+
+def test_archive_prints_its_parts(folder: Path) -> None:
+    ponder("run", "tiny.yaml")
+    assert ponder("archive", "tiny").stdout == "runs/tiny/archive/rollouts-00000.parquet\n"
+    assert (folder / "runs/tiny/archive/rollouts-00000.parquet").exists()
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_transformers(repository: Path) -> None:
+    code = (
+        "import sys\nfrom ponder.cli import main\ntry:\n    main()\n"
+        "finally:\n    print({'torch', 'transformers', 'pyarrow'} & set(sys.modules), file=sys.stderr)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True, cwd=repository
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "Carry out a recipe" in done.stdout
+    assert done.stderr.strip() == "set()"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0  # CPU seconds: others may be busy
+
+
+def test_python_dash_m_is_the_same_command(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ponder", "show", "nothing"], capture_output=True, text=True, cwd=repository
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("ponder: runs/nothing is not a run folder")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "ls", "show", "report", "eval", "archive"])
+def test_each_commands_help_gives_examples(command: str) -> None:
+    assert f"Examples:\n    ponder {command}" in ponder(command, "--help").stdout
+
+
+def test_the_documentation_is_the_help(repository: Path) -> None:
+    render = runpy.run_path(str(repository / "tools" / "make_cli_docs.py"))["render"]
+    written = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == render(), "docs/cli.md is out of date: run python tools/make_cli_docs.py"
