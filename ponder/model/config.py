@@ -26,8 +26,8 @@ _ARCHITECTURES: dict[Family, str] = {
 class DecoderConfig:
     """Shape of a Llama, Qwen2 or Qwen3 decoder.
 
-    `rope_scaling` is the Hugging Face mapping (`rope_type` default, linear or llama3). `eos_ids` are the tokens that end a
-    text. Biases follow the family: `qkv_bias` for Qwen2, `qk_norm` for Qwen3.
+    `rope_scaling` is the Hugging Face mapping (`rope_type` default, linear or llama3). `eos_ids` are the tokens that
+    end a text. Biases follow the family: `qkv_bias` for Qwen2, `qk_norm` for Qwen3.
     """
 
     family: Family
@@ -105,11 +105,19 @@ class DecoderConfig:
     def _refuse_what_is_missing(self, raw: Mapping[str, Any]) -> None:
         rope_type = (self.rope_scaling or {}).get("rope_type", "default")
         if rope_type not in ("default", "linear", "llama3"):
-            raise UnsupportedModelError(f"rope scaling {rope_type!r} is not implemented (default, linear and llama3 are)")
+            raise UnsupportedModelError(
+                f"rope scaling {rope_type!r} is not implemented (default, linear and llama3 are)"
+            )
         if raw.get("hidden_act", "silu") != "silu":
             raise UnsupportedModelError(f"hidden_act {raw['hidden_act']!r} is not implemented (silu is)")
-        if raw.get("use_sliding_window") or raw.get("mlp_bias") or (self.family != "qwen2" and raw.get("attention_bias")):
-            raise UnsupportedModelError("sliding windows, mlp_bias and attention_bias are not implemented by this decoder")
+        if (
+            raw.get("use_sliding_window")
+            or raw.get("mlp_bias")
+            or (self.family != "qwen2" and raw.get("attention_bias"))
+        ):
+            raise UnsupportedModelError(
+                "sliding windows, mlp_bias and attention_bias are not implemented by this decoder"
+            )
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers reads."""

@@ -1,9 +1,9 @@
-"""Every other architecture, through transformers, with the interface of the decoder: slower, but the rest need not know.
+"""Every other architecture, through transformers, behind the decoder's interface: slower, but the rest need not know.
 
 transformers lets attention be replaced by name. Ours hands queries, keys and values to the `Attention` object of the
-forward pass in hand, so packing, the engine's cache and exact log-probabilities work as they do for the decoder. A probe
-on loading compares the logits with those of the untouched model, and refuses an architecture that does more than this
-interface can express (capped or scaled logits, attention sinks, state spaces).
+forward pass in hand, so packing, the engine's cache and exact log-probabilities work as they do for the decoder. A
+probe on loading compares the logits with those of the untouched model, and refuses an architecture that does more
+than this interface can express (capped or scaled logits, attention sinks, state spaces).
 """
 
 from __future__ import annotations
@@ -13,70 +13,31 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.errors import BrokenInputError
-from ponder.model.decoder import Attention, PackedAttention, Packing
+from ponder.model.config import DecoderConfig
+from ponder.model.decoder import Attention, Decoder
 
 _NAME = "ponder"
 _PROBE_TOKENS = 8
 _attention: ContextVar[Attention] = ContextVar("attention")
 
 
-@dataclass(frozen=True)
-class FallbackConfig:
-    """The part of a shape that engines and trainers ask for: see `ponder.model.config.DecoderConfig`."""
-
-    family: str
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_positions: int
-    tied_embeddings: bool
-    eos_ids: tuple[int, ...]
-    bos_id: int | None
-    pad_id: int | None
-
-    @classmethod
-    def from_transformers(cls, config: Any) -> FallbackConfig:
-        """Read a `PretrainedConfig`, whose attribute map makes names uniform across architectures."""
-        heads = config.num_attention_heads
-        eos = config.eos_token_id
-        return cls(
-            family=config.model_type,
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=heads,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            max_positions=config.max_position_embeddings,
-            tied_embeddings=config.tie_word_embeddings,
-            eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-            bos_id=config.bos_token_id,
-            pad_id=config.pad_token_id,
-        )
-
-
-class FallbackDecoder(nn.Module):
-    """A transformers model behind the decoder's interface. Shapes as in `ponder.model.decoder`."""
+class FallbackDecoder(Decoder):
+    """A transformers model behind the decoder's interface: `config`, `head_weight`, `hidden`, `logits`."""
 
     def __init__(self, model: Any) -> None:
         """Takes the model over. Raises `BrokenInputError` when this interface cannot express its architecture."""
-        super().__init__()
+        nn.Module.__init__(self)  # none of the decoder's own layers
         self.model = model
         name = type(model).__name__
         try:
-            self.config = FallbackConfig.from_transformers(model.config)
+            self.config = _config(model.config)
         except AttributeError as error:
             raise BrokenInputError(f"{name} is no decoder that Ponder can run: {error}") from error
         _register()
@@ -124,13 +85,6 @@ class FallbackDecoder(nn.Module):
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """ids (B, T) of full rows -> (B, T, V)."""
-        batch, time = ids.shape
-        packing = Packing.of_lengths([time] * batch).to(ids.device)
-        hidden = self.hidden(ids.reshape(-1), packing.positions, PackedAttention(packing))
-        return F.linear(hidden, self.head_weight).view(batch, time, -1)
-
     def save(self, folder: Path, max_shard_bytes: int) -> None:
         """Write config.json and the weights into an existing folder."""
         self.model.save_pretrained(folder, max_shard_size=max_shard_bytes)
@@ -156,6 +110,26 @@ class FallbackDecoder(nn.Module):
         tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2
         if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
             raise BrokenInputError(f"{name} does more than Ponder's decoder interface can express: its logits differ")
+
+
+def _config(c: Any) -> DecoderConfig:
+    """The part of a `PretrainedConfig` that engines and trainers ask for; its attribute map makes the names uniform."""
+    heads, eos = c.num_attention_heads, c.eos_token_id
+    return DecoderConfig(
+        family=c.model_type,
+        vocab_size=c.vocab_size,
+        hidden_size=c.hidden_size,
+        intermediate_size=getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
+        num_layers=c.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=getattr(c, "num_key_value_heads", None) or heads,
+        head_dim=getattr(c, "head_dim", None) or c.hidden_size // heads,
+        max_positions=c.max_position_embeddings,
+        tied_embeddings=c.tie_word_embeddings,
+        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        bos_id=c.bos_token_id,
+        pad_id=c.pad_token_id,
+    )
 
 
 def _register() -> None:

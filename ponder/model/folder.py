@@ -23,7 +23,7 @@ from torch import Tensor
 from ponder.errors import BrokenInputError
 from ponder.model.config import DecoderConfig, UnsupportedModelError
 from ponder.model.decoder import Decoder, deinterleave, interleave
-from ponder.model.fallback import FallbackConfig, FallbackDecoder
+from ponder.model.fallback import FallbackDecoder
 from ponder.model.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -39,9 +39,9 @@ MAX_SHARD_BYTES = 5_000_000_000
 class LoadedModel:
     """A model as it was found: weights, tokenizer, shape, and its authors' sampling settings."""
 
-    decoder: Decoder | FallbackDecoder
+    decoder: Decoder
     tokenizer: Tokenizer
-    config: DecoderConfig | FallbackConfig
+    config: DecoderConfig
     generation: dict[str, Any]
     """Content of generation_config.json; empty where there is none."""
 
@@ -64,7 +64,7 @@ def load_folder(path: str | Path, dtype: torch.dtype = torch.float32) -> LoadedM
 
 def save_folder(
     path: str | Path,
-    decoder: Decoder | FallbackDecoder,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     generation: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -175,7 +175,7 @@ def _read_part(part: _Part, read: Callable[[str], Tensor], config: DecoderConfig
     return interleave(tensor, config.head_dim) if part.rotary else tensor
 
 
-def _read_decoder(folder: Path, raw: Mapping[str, Any], dtype: torch.dtype) -> Decoder | FallbackDecoder:
+def _read_decoder(folder: Path, raw: Mapping[str, Any], dtype: torch.dtype) -> Decoder:
     shards = _shards(folder)
     try:
         config = DecoderConfig.from_hf(raw)

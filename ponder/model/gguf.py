@@ -1,7 +1,7 @@
 """Reading GGUF, the single-file format of llama.cpp: weights of any type that the `gguf` library dequantises.
 
-The metadata is turned into a Hugging Face config and the tensors into Hugging Face's names and layout, so that everything
-behind that is shared with `ponder.model.folder`.
+The metadata is turned into a Hugging Face config and the tensors into Hugging Face's names and layout, so that
+everything behind that is shared with `ponder.model.folder`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _CONTROL, _USER_DEFINED = 3, 4
 def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Read a GGUF file of the Llama, Qwen2 or Qwen3 family with a byte-level BPE tokenizer.
 
-    Raises `BrokenInputError` for a damaged file, another family, another kind of tokenizer, or one part of a split file.
+    Raises `BrokenInputError` for a damaged file, another family, another kind of tokenizer, or a part of a split file.
     """
     path = Path(path)
     reader = _open(path)
-    fields = _Fields(path, {name: field for name, field in reader.fields.items()})
+    fields = _Fields(path, reader.fields)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = DecoderConfig.from_hf(_hf_config(fields, tensors))
     names = {_hf_name(name): name for name in tensors if name != "rope_freqs.weight"}
@@ -263,5 +263,7 @@ def _framing(fields: _Fields, tokens: list[str]) -> Any:
     if not fields.get("tokenizer.ggml.add_bos_token", False) or bos_id is None:
         return plain
     bos = tokens[bos_id]
-    opening = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)])
+    opening = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
+    )
     return processors.Sequence([plain, opening])

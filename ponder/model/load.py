@@ -1,4 +1,4 @@
-"""From what a person writes as a model to the model: one resolver for embedded names, folders, GGUF files and Hub ids."""
+"""From what a person writes to the model: one resolver for embedded names, folders, GGUF files and Hub ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_model(reference: str | Path, dtype: torch.dtype = torch.float32) -> Loa
 
 
 def resolve(reference: str) -> Path:
-    """The folder or GGUF file of a model, downloaded if it is a Hub id. Raises `BrokenInputError` when there is none."""
+    """The folder or GGUF file of a model, downloaded if it is a Hub id. Raises as `load_model` does."""
     if reference == MINI:
         return _embedded()
     if reference == SMOLLM2:

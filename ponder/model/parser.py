@@ -9,14 +9,15 @@ The rules, in the order in which a completion meets them:
 1. A block of thinking opens with `<think>` at the very start (white space aside), or was opened by the prompt, whose
    tail then ends with `<think>`. A tail that ends with an empty block (`<think></think>`) means: thinking is over.
 2. The first `</think>` closes it, whatever else stands inside. Without one the text is unfinished: no answer.
-3. What follows is the answer. Where `<answer>` stands in it, the answer is what lies between the first `<answer>` and the
-   first `</answer>` after it; without the closing tag the text is unfinished: no answer.
+3. What follows is the answer. Where `<answer>` stands in it, the answer is what lies between the first `<answer>` and
+   the first `</answer>` after it; without the closing tag the text is unfinished: no answer.
 4. A text that opens no block is all answer, by the same rule 3.
 5. Every other tag is plain text of the part in which it stands, and makes the whole not well-formed.
 
 Thinking and answer come without the white space around them.
 
-Sources: [R1] 2.2 (template and format of R1-Zero), 2.3.1 (R1's form); DeepSeek-R1's README (prefilled and empty blocks).
+Sources: [R1] 2.2 (template and format of R1-Zero), 2.3.1 (R1's form); DeepSeek-R1's README (prefilled and empty
+blocks).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _TAG = re.compile("|".join(TAGS))
 _TAIL = re.compile(r"<think>\s*(</think>\s*)?\Z")
 
 Kind = Literal["thinking", "answer", "restart"]
-"""What a streamed piece is. `restart` comes with an empty piece and says that the pieces of answer so far stood outside the
-answer tags that now open: the answer starts anew."""
+"""What a streamed piece is. `restart` comes with an empty piece and says that the pieces of answer so far stood outside
+the answer tags that now open: the answer starts anew."""
 
 _Place = Literal["start", "thinking", "answer", "tagged", "after"]
 

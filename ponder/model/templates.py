@@ -1,7 +1,7 @@
 """Prompt templates: how a problem is put to a model.
 
-A template is one of the names below, `chat` for the model's own chat template, a text that holds `{prompt}`, or the path
-of a file with such a text.
+A template is one of the names below, `chat` for the model's own chat template, a text that holds `{prompt}`, or the
+path of a file with such a text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TEMPLATES: Mapping[str, str] = {
     # The structure of [R1] Table 1 in our own words: who talks, thinking before the answer, the tags of both, and
     # nothing about how to think. Plain text without chat tokens, since it is put to a base model.
     "r1-zero": (
-        "Here a User talks with an Assistant. Whatever the User asks, the Assistant first works it out privately and then "
-        "replies. The private reasoning stands between <think> and </think>, the reply that the User sees between "
-        "<answer> and </answer>, in this order: <think> reasoning </think> <answer> reply </answer>.\n"
+        "Here a User talks with an Assistant. Whatever the User asks, the Assistant first works it out privately and "
+        "then replies. The private reasoning stands between <think> and </think>, the reply that the User sees "
+        "between <answer> and </answer>, in this order: <think> reasoning </think> <answer> reply </answer>.\n"
         "User: {prompt}\nAssistant:"
     ),
     # For models that were trained on this form and need no explanation, such as the mini base.
@@ -36,8 +36,8 @@ TEMPLATES: Mapping[str, str] = {
 def render(template: str, prompt: str, tokenizer: Tokenizer) -> str:
     """The whole text that the model is to continue.
 
-    What its end says about thinking is known to the parser: hand the text on as `prompt_tail`. Raises `UsageError` for a
-    template that is neither a name nor a text nor a file, `BrokenInputError` for a file that cannot be read.
+    What its end says about thinking is for the parser to know: hand the text on as `prompt_tail`. Raises `UsageError`
+    for a template that is neither a name nor a text nor a file, `BrokenInputError` for a file that cannot be read.
     """
     if template == CHAT:
         return tokenizer.apply_chat_template([{"role": "user", "content": prompt}])

@@ -1,7 +1,7 @@
 """Text to token ids and back, over the `tokenizers` library.
 
-The same files that transformers writes and reads (`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`), without
-importing transformers, which takes longer than everything else Ponder does at start.
+The same files that transformers writes and reads (`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`),
+without importing transformers, which takes longer than everything else Ponder does at start.
 """
 
 from __future__ import annotations
@@ -68,20 +68,19 @@ class Tokenizer:
             raise BrokenInputError(f"{folder} has no tokenizer.json: give a model folder that holds its tokenizer")
         try:
             backend = Backend.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
+        except Exception as error:  # the library raises nothing narrower
             raise BrokenInputError(f"{path} is not a tokenizer: {error}") from error
         settings = _read_object(folder / "tokenizer_config.json")
         return cls(backend, settings, _chat_template(folder, settings), _stated_eos_ids(folder))
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (PAD, END)
-    ) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (PAD, END)) -> Tokenizer:
         """Train a byte-level BPE that spells any Unicode text.
 
-        Ids: the special tokens (the first pads, the second ends a text), the four tags of `ponder.model.parser` (which
-        stay in decoded text), 256 bytes, the whole numbers below 200, then merges by frequency up to `vocab_size` tokens;
-        fewer where the texts hold no more. Raises `UsageError` when `vocab_size` has no room for what must be there.
+        Ids: the special tokens (the first pads, the second ends a text), the four tags of `ponder.model.parser` (these
+        stay in decoded text), 256 bytes, the whole numbers below 200, then merges by frequency up to `vocab_size`
+        tokens; fewer where the texts hold no more. Raises `UsageError` when `vocab_size` has no room for what must be
+        there.
         """
         numbers = _number_merges()
         fixed = len(special_tokens) + len(TAGS) + 256 + len(numbers)
@@ -312,7 +311,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}`, with which templates mark the assistant's words: rendered as they are."""
+    """`{% generation %}...{% endgeneration %}`, by which templates mark the assistant's words: rendered as it is."""
 
     tags = {"generation"}
 
