@@ -1,0 +1,165 @@
+"""Accuracy over k samples a problem, with intervals that hold up.
+
+Notation: n problems, k samples each; `correct` is an n x k table of booleans, `p_i` the share of right samples of
+problem i. Samples of one problem resemble each other, so the unit that is drawn at random is the problem: every
+interval here is clustered over problems, and 16 samples of 60 problems are never counted as 960 independent trials.
+
+Sources: [R1] D.1 (pass@1, cons@k); [Codex] Chen et al. 2021, 2107.03374, section 2.1 (pass@k); [Wilson] Wilson 1927;
+[KG] Korn and Graubard 1998 (the effective sample size of a clustered proportion); [BP] Bonett and Price 2012 (paired
+differences).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, variance
+
+CONFIDENCE = 0.95
+"""Of every interval."""
+
+Correct = Sequence[Sequence[bool]]
+"""n problems x k samples."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, in the value's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+def pass_at_1(correct: Correct) -> Estimate:
+    """Mean correctness over all samples [R1 D.1], with `proportion_interval`. Raises `ValueError` on a ragged table."""
+    samples = _num_samples(correct)
+    return proportion_interval([fmean(row) for row in correct], samples)
+
+
+def pass_at_k(correct: Correct, k: int) -> Estimate:
+    """Chance that at least one of k samples is right, estimated without bias from n' >= k samples a problem.
+
+    1 - C(n' - c, k) / C(n', k) with c right samples, averaged over problems [Codex Eq. 1]. Raises `ValueError` when
+    there are fewer than k samples.
+    """
+    samples = _num_samples(correct)
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples a problem, got {samples}")
+    total = math.comb(samples, k)
+    scores = [1.0 - math.comb(samples - sum(row), k) / total for row in correct]
+    return proportion_interval(scores, samples // k)
+
+
+def cons_at_k(votes: Sequence[Sequence[str | None]], correct: Correct) -> Estimate:
+    """Accuracy of the majority vote over each problem's k samples [R1 D.1].
+
+    `votes` (n x k) are the canonical answers; None abstains. Where several answers share the lead the credit is the
+    share of them that is right: the expected value if one of them were drawn. A problem without any vote earns 0.
+    Raises `ValueError` when the tables differ in shape.
+    """
+    _num_samples(correct)
+    if [len(row) for row in votes] != [len(row) for row in correct]:
+        raise ValueError("votes and correct must have the same shape")
+    return proportion_interval([_vote_credit(v, c) for v, c in zip(votes, correct, strict=True)], 1)
+
+
+def paired_difference(a: Correct, b: Correct) -> Estimate:
+    """pass@1 of `a` minus pass@1 of `b` on the same n problems in the same order; sample counts may differ.
+
+    Student's interval over the n differences, which is narrower than two intervals side by side since what makes a
+    problem hard makes it hard for both. As in [BP], two more problems on which the models differ, once each way, are
+    added to the spread (not to the value), so that agreement on every problem seen does not pass for certainty. With
+    one sample a problem they differ by 1, which is [BP] itself; with k samples by 1 / sqrt(k), the scale of what
+    sampling alone makes of a difference. Raises `ValueError` when the problems are not as many.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"a paired difference needs the same problems, got {len(a)} and {len(b)}")
+    step = 1.0 / math.sqrt(min(_num_samples(a), _num_samples(b)))
+    differences = [fmean(x) - fmean(y) for x, y in zip(a, b, strict=True)]
+    value = fmean(differences)
+    padded = [*differences, step, -step]
+    half = student_quantile(len(padded) - 1) * math.sqrt(variance(padded) / len(padded))
+    return Estimate(value, max(-1.0, value - half), min(1.0, value + half))
+
+
+def mean_over_problems(values: Sequence[Sequence[float]]) -> Estimate:
+    """Mean of a quantity without bounds (a length, a count) over n x k samples, with Student's interval over problems.
+
+    One problem alone says nothing about the spread between problems: its interval is infinite.
+    """
+    _num_samples(values)
+    means = [fmean(row) for row in values]
+    value = fmean(means)
+    if len(means) == 1:
+        return Estimate(value, -math.inf, math.inf)
+    half = student_quantile(len(means) - 1) * math.sqrt(variance(means) / len(means))
+    return Estimate(value, value - half, value + half)
+
+
+def proportion_interval(scores: Sequence[float], samples: int) -> Estimate:
+    """Mean of n problem scores in [0, 1], with Wilson's interval at the effective sample size.
+
+    `samples` is how many independent draws lie behind a score at most. The effective sample size is
+    p (1 - p) / SE^2, where SE^2 is the variance of the scores over n [KG]. By the law of total variance it lies
+    between n (samples of a problem all alike) and n * samples (no problem harder than another), and is kept there:
+    when every score is 0, every score is 1, or all are equal, the estimated SE is 0 and the interval still is as wide
+    as that many trials make it [Wilson]. With no success on 20 problems it ends at 0.18. Student's quantile makes up
+    for few problems.
+    """
+    n = len(scores)
+    p = min(1.0, max(0.0, fmean(scores)))
+    spread = p * (1.0 - p)
+    squared_error = variance(scores) / n if n > 1 else 0.0
+    if spread == 0.0:
+        size = float(n)
+    elif squared_error == 0.0:
+        size = float(n * samples)
+    else:
+        size = min(float(n * samples), max(float(n), spread / squared_error))
+    z = student_quantile(max(1, n - 1))
+    centre = (p + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * math.sqrt(spread / size + z * z / (4 * size * size))
+    # at 0 and 1 the bound equals the value in exact arithmetic, and must not miss it by a rounding
+    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
+
+
+def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Two-sided quantile of Student's t: `confidence` of its mass lies within +- the result.
+
+    Exact for 1 and 2 degrees of freedom, else the normal quantile with four terms of the expansion in 1 / degrees
+    (Abramowitz and Stegun 26.7.5), right to 0.2 % from 3 degrees on.
+    """
+    q = 0.5 + confidence / 2
+    if degrees == 1:
+        return math.tan(math.pi * (q - 0.5))
+    if degrees == 2:
+        return (2 * q - 1) * math.sqrt(2 / (4 * q * (1 - q)))
+    z = NormalDist().inv_cdf(q)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+
+
+def _vote_credit(votes: Sequence[str | None], correct: Sequence[bool]) -> float:
+    counts = Counter(vote for vote in votes if vote is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    leaders = [vote for vote, count in counts.items() if count == most]
+    # equal answers are judged alike; the mean only matters for a task whose key is coarser than its judge
+    return fmean(fmean(c for v, c in zip(votes, correct, strict=True) if v == leader) for leader in leaders)
+
+
+def _num_samples(table: Sequence[Sequence[float]]) -> int:
+    """k of an n x k table."""
+    widths = {len(row) for row in table}
+    if len(widths) != 1 or widths == {0}:
+        raise ValueError("every problem needs the same number of samples, at least one, and there must be a problem")
+    return widths.pop()
