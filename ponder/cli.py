@@ -19,10 +19,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from ponder.errors import PonderError, UsageError
-from ponder.pipeline import default_run_dir, find_recipe, packaged_recipes, run_pipeline
+from ponder.pipeline import default_run_dir, packaged_recipes, parse_recipe, run_recipe
 from ponder.plan import StagePlan, lineage, plan_recipe
 from ponder.progress import duration
-from ponder.recipe import Recipe, load_recipe
 from ponder.run import RunFolder, StageRecord
 from ponder.store.archive import archive_rollouts
 from ponder.store.files import atomic_write_json
@@ -92,7 +91,7 @@ def run(
       ponder run r1-zero-mini --set stages.zero.steps=50 --set seed=1 --run runs/short
       ponder run my-recipe.yaml --to zero
     """
-    result = run_pipeline(_load(recipe, set_), run_dir, to=to, fresh=fresh, quiet=quiet)
+    result = run_recipe(recipe, set_ or (), run_dir, to=to, fresh=fresh, quiet=quiet)
     if not quiet:
         typer.echo(f"{result.path}: ran {_names(result.ran)}; unchanged {_names(result.cached)}", err=True)
         typer.echo(f"next: ponder report {result.path}", err=True)
@@ -110,7 +109,7 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, run_dir: RunOption = No
       ponder plan r1-zero-mini
       ponder plan r1-zero-mini --set stages.zero.group_size=32 --json
     """
-    loaded = _load(recipe, set_)
+    loaded = parse_recipe(recipe, set_ or ())
     folder = default_run_dir(loaded) if run_dir is None else run_dir
     plans = plan_recipe(loaded, folder)
     if as_json:
@@ -197,7 +196,7 @@ def report(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="`mini`, a model folder, a GGUF file or a Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`mini`, a folder, a .gguf file or a Hub id.")],
     on: Annotated[
         str, typer.Option("--on", metavar="NAMES", help="Tasks, separated by commas, or one JSONL or Parquet file.")
     ],
@@ -229,8 +228,8 @@ def evaluate(
 
     \b
     Examples:
-      ponder eval mini --on countdown,arithmetic --problems 100
-      ponder eval runs/r1-zero-mini/stages/zero/model --on countdown --difficulty 1-2 --json zero.json
+      ponder eval mini --template mini --on countdown,arithmetic --problems 100
+      ponder eval runs/r1-zero-mini/stages/zero/model --template mini --on countdown --json zero.json
       ponder eval ./my-model --on problems.jsonl --template chat --temperature 0 --samples 1
     """
     stage = {
@@ -242,12 +241,54 @@ def evaluate(
         "samples": samples,
         "sampling": {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
     }
-    recipe = load_recipe({"name": f"eval-{_slug(model)}", "seed": seed, "stages": {"eval": stage}})
-    rows = RunFolder(run_pipeline(recipe, run_dir, quiet=quiet).path).evaluations()
+    recipe = {"name": f"eval-{_slug(model)}", "seed": seed, "stages": {"eval": stage}}
+    rows = RunFolder(run_recipe(recipe, run_dir=run_dir, quiet=quiet).path).evaluations()
     if json_file is not None:
         atomic_write_json(json_file, rows)
     if not quiet:
         Console().print(_evaluations_table(rows))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`mini`, a folder, a .gguf file or a Hub id.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask.")],
+    template: Annotated[
+        str | None, typer.Option("--template", metavar="NAME", help="Prompt template. [default: the prompt as it is]")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", metavar="N", help="How many replies.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", metavar="T", help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus mass.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest reply.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same reply.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask a model something.
+
+    The answer goes to standard output and the thinking to standard error, so that the answer can be piped.
+
+    \b
+    Examples:
+      ponder generate mini "What is 3 + 4?" --template mini
+      ponder generate runs/r1-zero-mini/stages/zero/model "What is 3 + 4?" --template mini -n 4
+    """
+    from ponder.api import load
+    from ponder.model.parser import split_thinking
+    from ponder.model.templates import render
+
+    loaded = load(model)
+    text = prompt if template is None else render(template, prompt, loaded.tokenizer)
+    replies = loaded.generate([text], samples, temperature, top_p, max_tokens, seed)[0]
+    splits = [split_thinking(reply, prompt_tail=text) for reply in replies]
+    if as_json:
+        _print_json([{"text": reply, **asdict(split)} for reply, split in zip(replies, splits, strict=True)])
+        return
+    for split in splits:
+        typer.secho(split.thinking, dim=True, err=True)
+        if split.answer is None:
+            typer.echo("ponder: no answer, since the reply is unfinished: raise --max-tokens", err=True)
+        else:
+            typer.echo(split.answer)
 
 
 @app.command()
@@ -273,10 +314,6 @@ def main() -> None:
 
 
 # --- from arguments ----------------------------------------------------------------------------------------------
-
-
-def _load(recipe: str, overrides: list[str] | None) -> Recipe:
-    return load_recipe(find_recipe(recipe), overrides or [])
 
 
 def _find_run(name: str) -> RunFolder:

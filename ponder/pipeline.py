@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
 from ponder.progress import Reporter, duration
-from ponder.recipe import EvaluateStage, FineTuneStage, Recipe, ReinforceStage, Stage
+from ponder.recipe import EvaluateStage, FineTuneStage, Recipe, ReinforceStage, Stage, load_recipe
 from ponder.run import RunFolder, StageContext, StageRecord, earlier_stages, stage_seed, utc_now
 from ponder.store.files import disk_advice, disk_errors
 
@@ -50,6 +50,25 @@ class RunResult:
         if not folder.exists():
             raise UsageError(f"{self.path} holds no model of a stage {stage!r}")
         return folder
+
+
+def run_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+    run_dir: str | Path | None = None,
+    to: str | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Run a recipe: a YAML file, the name of one that comes with Ponder, a mapping, or a parsed `Recipe`.
+
+    `overrides` are settings by path, as in `["stages.zero.steps=50", "seed=1"]`; everything else, and what is raised,
+    is as in `run_pipeline`. Raises `UsageError` for a wrong key or name, too.
+
+        result = ponder.run("r1-zero-mini", ["stages.zero.steps=50"])
+        model = ponder.load(result.model("zero"))
+    """
+    return run_pipeline(parse_recipe(recipe, overrides), run_dir, to=to, fresh=fresh, quiet=quiet)
 
 
 def run_pipeline(
@@ -86,6 +105,13 @@ def run_pipeline(
 def default_run_dir(recipe: Recipe) -> Path:
     """Where a recipe runs unless told otherwise: runs/<recipe name>, from the present folder."""
     return Path("runs") / recipe.name
+
+
+def parse_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe behind whatever names it, with overrides applied. Raises as `find_recipe` and `load_recipe` do."""
+    if isinstance(recipe, Recipe):
+        return load_recipe(recipe.model_dump(mode="json"), overrides) if overrides else recipe
+    return load_recipe(recipe if isinstance(recipe, Mapping) else find_recipe(str(recipe)), overrides)
 
 
 def find_recipe(name: str) -> Path:
@@ -175,8 +201,8 @@ def input_hash(recipe: Recipe, stage: str, reference: str, hashes: dict[str, str
 
 def embedded_hash() -> str:
     """Hash of the weights inside the package, so that new ones make a run from `mini` stale."""
-    folder = Path(str(importlib.resources.files("ponder.mini")))
-    return _digest(b"".join(fingerprint(path).encode() for path in sorted(folder.rglob("*.safetensors"))))
+    folder = Path(str(importlib.resources.files("ponder.mini"))) / "weights"
+    return fingerprint(folder) if folder.is_dir() else "none"
 
 
 def fingerprint(path: Path) -> str:

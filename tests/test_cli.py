@@ -177,6 +177,26 @@ def test_report_writes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [(Path("runs/tiny"), Path("runs/tiny/report.html")), (Path("runs/tiny"), Path("page.html"))]
 
 
+class FakeModel:
+    tokenizer = None
+
+    def generate(self, prompts: list[str], *settings: object) -> list[list[str]]:
+        assert prompts == ["User: 1 + 1?\nAssistant:"]
+        assert settings == (3, 0.6, 0.95, 512, 7)
+        return [["<think>easy</think> <answer>2</answer>", "<think>hm", "just 2"]]
+
+
+def test_generate_keeps_thinking_apart_from_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ponder.api", types.SimpleNamespace(load=lambda model: FakeModel()))
+    arguments = ["generate", "mini", "1 + 1?", "--template", "mini", "-n", "3", "--seed", "7"]
+    result = ponder(*arguments)
+    assert result.stdout == "2\njust 2\n"
+    assert "easy" in result.stderr
+    assert "no answer, since the reply is unfinished: raise --max-tokens" in result.stderr
+    replies = json.loads(ponder(*arguments, "--json").stdout)
+    assert [(reply["thinking"], reply["answer"]) for reply in replies] == [("easy", "2"), ("hm", None), ("", "just 2")]
+
+
 def test_archive_prints_its_parts(folder: Path) -> None:
     ponder("run", "tiny.yaml")
     assert ponder("archive", "tiny").stdout == "runs/tiny/archive/rollouts-00000.parquet\n"
@@ -206,7 +226,7 @@ def test_python_dash_m_is_the_same_command(repository: Path) -> None:
     assert done.stderr.startswith("ponder: runs/nothing is not a run folder")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "ls", "show", "report", "eval", "archive"])
+@pytest.mark.parametrize("command", ["run", "plan", "ls", "show", "report", "eval", "generate", "archive"])
 def test_each_commands_help_gives_examples(command: str) -> None:
     assert f"Examples:\n    ponder {command}" in ponder(command, "--help").stdout
 

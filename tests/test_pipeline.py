@@ -15,7 +15,7 @@ import pytest
 from ponder import pipeline
 from ponder.errors import BrokenInputError, InterruptedRunError, RefusedError, UsageError
 from ponder.pipeline import find_recipe, fingerprint, packaged_recipes, run_pipeline, stage_hashes
-from ponder.recipe import Recipe, ReinforceStage, load_recipe
+from ponder.recipe import Recipe, ReinforceStage, load_recipe, to_yaml
 from ponder.run import RunFolder, StageContext
 from ponder.store.metrics import series
 
@@ -324,6 +324,17 @@ def test_a_recipe_is_found_by_path_or_name_and_else_the_nearest_is_named(
         find_recipe("r1-zero-min")
     with pytest.raises(UsageError, match="recipes that come with Ponder: r1-zero-mini"):
         find_recipe("qqqq")
+
+
+def test_a_recipe_may_come_in_any_form(verb: FakeVerb, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    (tmp_path / "r.yaml").write_text(to_yaml(recipe))
+    for form in (recipe, recipe.model_dump(mode="json"), "r.yaml", Path("r.yaml")):
+        result = pipeline.run_recipe(form, ["stages.zero.steps=1"], to="zero", fresh=True, quiet=True)
+        assert result.ran == ("zero",)
+        assert verb.steps == [("zero", 1)]
+        verb.steps.clear()
+    assert RunFolder("runs/r").recipe() == make_recipe("stages.zero.steps=1")
 
 
 def test_recipes_of_the_repository_are_found(repository: Path) -> None:
