@@ -1,0 +1,447 @@
+"""`reinforce`: GRPO with named rewards on tasks.
+
+    repeat:
+        draw problems                      (ProblemStream)
+        sample G completions of each       (Engine)
+        reward every completion            (rewards/, by the tasks' verifiers)
+        advantage = reward against the rest of its group
+        update the policy                  (policy_step)
+
+`Reinforcement.run` is that loop; everything else here serves one of its lines. All that a step does follows from the
+weights, the optimizer's state, the problem cursor and the seed, which is what a checkpoint holds: a killed run goes on
+bit for bit as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponder.algorithms.advantages import combine_rewards, has_variance
+from ponder.algorithms.kl import kl_reward_penalty
+from ponder.algorithms.overlong import soft_overlong_penalty
+from ponder.evaluation.heldout import evaluate_problems
+from ponder.evaluation.reflection import count_reflection_words
+from ponder.model.decoder import Decoder
+from ponder.model.folder import save_folder
+from ponder.model.load import load_model
+from ponder.model.parser import Split, prompt_tail, split_thinking
+from ponder.model.templates import render
+from ponder.recipe import ReinforceStage, SamplingSettings
+from ponder.rewards import RewardContext, judge, score_rollouts
+from ponder.rollout.base import Completion, Request, Sampling
+from ponder.rollout.native import NativeEngine
+from ponder.run import StageContext
+from ponder.stages.watchdog import GroupStatistics, NonFiniteGuard, Watchdog, preflight
+from ponder.store.rollouts import RolloutRow
+from ponder.tasks import ProblemStream, held_out
+from ponder.tasks.base import Problem, Verdict
+from ponder.training.checkpoint import load_state, save_state
+from ponder.training.optimizer import Optimizer
+from ponder.training.packing import Example, micro_batches
+from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step
+
+
+@dataclass
+class Group:
+    """The completions of one problem, judged and rewarded."""
+
+    problem: Problem
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    completions: list[Completion]
+    texts: list[str]
+    splits: list[Split]
+    verdicts: list[Verdict]
+    rewards: dict[str, list[float]] = field(default_factory=dict)
+    advantages: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+
+
+def run_stage(stage: ReinforceStage, context: StageContext) -> None:
+    """Train, and leave a Hugging Face folder in the stage's `model/`.
+
+    Raises `RefusedError` when the preflight, or later the watchdog, sees a run that cannot learn.
+    """
+    Reinforcement(stage, context).run()
+
+
+class Reinforcement:
+    """One stage's loop and what it needs."""
+
+    def __init__(self, stage: ReinforceStage, context: StageContext) -> None:
+        self.stage = stage
+        self.context = context
+        self.model = load_model(context.model_source(stage.model))
+        self.policy = self.model.decoder
+        self.tokenizer = self.model.tokenizer
+        self.engine = NativeEngine(self.policy, self.tokenizer.decode)
+        self.optimizer = Optimizer(self.policy, stage.optimizer, stage.steps * stage.updates_per_step)
+        self.reference = self._copy_of_policy() if stage.algorithm.kl.beta > 0 else None
+        self.problems = ProblemStream(stage.tasks, "train", context.seed)
+        self.held_out = held_out(stage.tasks, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
+        self.watchdog = Watchdog(stage.watchdog)
+        self.guard = NonFiniteGuard(stage.watchdog)
+        self.step = 0
+        self.cursor = 0
+        self.elapsed = 0.0
+
+    def run(self) -> None:
+        stage, reporter = self.stage, self.context.reporter
+        resumed = self._resume()
+        reporter.begin(stage.steps, done=self.step)
+        if not resumed:
+            self._preflight()
+        # the loop runs one extra time, so that the last evaluation and the last save need no second copy
+        while True:
+            if not resumed and self._evaluation_is_due():
+                self._evaluate()
+            resumed = False
+            if self.step == stage.steps:
+                break
+            started = time.monotonic()
+            groups = self._sample()
+            sampled = time.monotonic()
+            self._reward(groups)
+            self._advantages(groups)
+            rewarded = time.monotonic()
+            updates = self._update(groups)
+            updated = time.monotonic()
+            self.step += 1
+            times = {"rollout": sampled - started, "reward": rewarded - sampled, "update": updated - rewarded}
+            self._log(groups, updates, times)
+            self._watch(groups, updates)
+            self._checkpoint_if_due()
+        save_folder(self.model, self.context.model_dir)
+
+    # --- one line of the box each ----------------------------------------------------------------------------------
+
+    def _sample(self) -> list[Group]:
+        """Problems and G completions of each. Groups without variance are drawn anew, where the recipe asks for it."""
+        stage = self.stage
+        problems, self.cursor = self.problems.take(self.cursor, stage.prompts_per_step)
+        groups = self._rollouts(problems)
+        for _ in range(stage.algorithm.dynamic_sampling_retries):
+            self._reward(groups)
+            live = [g for g in groups if bool(has_variance(torch.tensor([self._weighted(g)]))[0])]
+            if len(live) == stage.prompts_per_step:
+                break
+            problems, self.cursor = self.problems.take(self.cursor, stage.prompts_per_step - len(live))
+            groups = live + self._rollouts(problems)
+        return groups
+
+    def _rollouts(self, problems: Sequence[Problem]) -> list[Group]:
+        stage = self.stage
+        prompts = [render(stage.template, p.prompt, self.tokenizer) for p in problems]
+        ids = [tuple(self.tokenizer.encode_prompt(prompt)) for prompt in prompts]
+        requests = [
+            Request(i, f"{self.context.stage_name}/{self.step}/{p.id}", stage.group_size)
+            for i, p in zip(ids, problems, strict=True)
+        ]
+        total, done = len(requests) * stage.group_size, 0
+
+        def on_finished(count: int) -> None:
+            nonlocal done
+            done += count
+            self.context.reporter.within(done, total)
+
+        sampled = self.engine.generate(requests, self._sampling(stage.sampling), self.context.seed, on_finished)
+        groups = []
+        for problem, prompt, prompt_ids, completions in zip(problems, prompts, ids, sampled, strict=True):
+            texts = [self.tokenizer.decode(c.ids) for c in completions]
+            splits = [split_thinking(text, prompt_tail(prompt)) for text in texts]
+            verdicts = [judge(problem, s, c.finish_reason) for s, c in zip(splits, completions, strict=True)]
+            groups.append(Group(problem, prompt, prompt_ids, completions, texts, splits, verdicts))
+        return groups
+
+    def _reward(self, groups: Sequence[Group]) -> None:
+        """Every named reward of every completion, kept apart."""
+        for group in groups:
+            contexts = [
+                RewardContext(
+                    problem=group.problem,
+                    text=text,
+                    split=split,
+                    num_tokens=len(completion.ids),
+                    max_tokens=self.stage.sampling.max_tokens,
+                    finish_reason=completion.finish_reason,
+                    verdict=verdict,
+                    step=self.step,
+                    sample=sample,
+                    seed=self.context.seed,
+                )
+                for sample, (text, split, completion, verdict) in enumerate(
+                    zip(group.texts, group.splits, group.completions, group.verdicts, strict=True)
+                )
+            ]
+            group.rewards = score_rollouts(contexts, self.stage.rewards)
+
+    def _advantages(self, groups: Sequence[Group]) -> None:
+        """A_i = (R_i - mean) / std over the group, or as the recipe says [R1 Eq. 3]."""
+        algorithm = self.stage.algorithm
+        rewards = {name: torch.tensor([g.rewards[name] for g in groups]) for name in self.stage.rewards}
+        weights = {name: settings.weight for name, settings in self.stage.rewards.items()}
+        lengths = torch.tensor([[len(c.ids) for c in g.completions] for g in groups])
+        if algorithm.soft_overlong_tokens:
+            limit = self.stage.sampling.max_tokens
+            rewards["overlong"] = soft_overlong_penalty(lengths, limit, algorithm.soft_overlong_tokens)
+            weights["overlong"] = 1.0
+        if self.reference is not None and algorithm.kl.place == "reward":
+            rewards["kl"] = -self._kl_penalties(groups, self.reference)
+            weights["kl"] = 1.0
+        advantages, total = combine_rewards(rewards, weights, algorithm.reward_aggregate, algorithm.advantage_scale)
+        for index, group in enumerate(groups):
+            group.advantages = advantages[index].tolist()
+            group.total = total[index].tolist()
+            for name in rewards.keys() - self.stage.rewards.keys():
+                group.rewards[name] = rewards[name][index].tolist()
+
+    def _update(self, groups: Sequence[Group]) -> list[UpdateStatistics]:
+        """`updates_per_step` optimizer steps, over whole groups dealt out evenly."""
+        stage = self.stage
+        if self.reference is not None and stage.algorithm.kl.refresh_every:
+            if self.step and self.step % stage.algorithm.kl.refresh_every == 0:
+                self.reference.load_state_dict(self.policy.state_dict())
+        trajectories = [self._trajectories(group) for group in groups]
+        if stage.algorithm.importance.mode != "none":
+            self._with_old_logprobs(trajectories)
+        updates = []
+        for part in range(stage.updates_per_step):
+            dealt = [t for group in trajectories[part :: stage.updates_per_step] for t in group]
+            updates.append(
+                policy_step(
+                    self.policy,
+                    self.optimizer,
+                    dealt,
+                    stage.algorithm,
+                    temperature=stage.sampling.temperature,
+                    max_tokens=stage.sampling.max_tokens,
+                    budget=stage.tokens_per_micro_batch,
+                    reference=self.reference,
+                )
+            )
+        return updates
+
+    # --- what the lines need ---------------------------------------------------------------------------------------
+
+    def _trajectories(self, group: Group) -> list[Trajectory]:
+        return [
+            Trajectory(Example(group.prompt_ids, tuple(c.ids)), c.logprobs, advantage, c.finish_reason == "length")
+            for c, advantage in zip(group.completions, group.advantages, strict=True)
+        ]
+
+    def _with_old_logprobs(self, trajectories: Sequence[Sequence[Trajectory]]) -> None:
+        flat = [t for group in trajectories for t in group]
+        for trajectory, logprobs in zip(flat, self._sequence_logprobs(self.policy, flat), strict=True):
+            trajectory.old_logprobs = logprobs.tolist()
+
+    def _sequence_logprobs(self, model: Decoder, trajectories: Sequence[Trajectory]) -> list[Tensor]:
+        """The reply's log-probabilities (T,) under `model`, for each trajectory."""
+        parts: list[Tensor] = []
+        for batch in micro_batches([t.example for t in trajectories], self.stage.tokens_per_micro_batch):
+            logprobs = frozen_logprobs(model, batch, self.stage.sampling.temperature)
+            parts += logprobs.split([len(trajectories[m].example.reply_ids) for m in batch.members])
+        return parts
+
+    def _kl_penalties(self, groups: Sequence[Group], reference: Decoder) -> Tensor:
+        """(P, G): beta times the estimate of KL(policy || reference), summed over each completion."""
+        kl = self.stage.algorithm.kl
+        examples = [
+            Trajectory(Example(g.prompt_ids, tuple(c.ids)), c.logprobs, 0.0) for g in groups for c in g.completions
+        ]
+        under_reference = self._sequence_logprobs(reference, examples)
+        lengths = torch.tensor([len(r) for r in under_reference])
+        penalties = kl_reward_penalty(
+            torch.tensor([x for e in examples for x in e.sampler_logprobs]),
+            torch.cat(under_reference),
+            torch.repeat_interleave(torch.arange(len(examples)), lengths),
+            len(examples),
+            kl.beta,
+            kl.estimator,
+        )
+        return penalties.view(len(groups), -1)
+
+    def _weighted(self, group: Group) -> list[float]:
+        parts = [[settings.weight * x for x in group.rewards[name]] for name, settings in self.stage.rewards.items()]
+        return [sum(values) for values in zip(*parts, strict=True)]
+
+    def _sampling(self, settings: SamplingSettings) -> Sampling:
+        return Sampling(**settings.model_dump(), stop_ids=self.tokenizer.eos_ids)
+
+    def _copy_of_policy(self) -> Decoder:
+        copy = Decoder(self.policy.config)
+        copy.load_state_dict(self.policy.state_dict())
+        return copy
+
+    # --- evaluation, logs, watchdog --------------------------------------------------------------------------------
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.stage.evaluation.every
+        return bool(every) and (self.step % every == 0 or self.step == self.stage.steps)
+
+    def _evaluate(self) -> None:
+        settings = self.stage.evaluation
+        result = evaluate_problems(
+            self.engine,
+            self.tokenizer,
+            self.held_out,
+            self.stage.template,
+            settings.samples,
+            self._sampling(settings.sampling or self.stage.sampling),
+            seed=self.context.seed,
+        )
+        self.context.rollouts.add(self.step, result.rows)
+        metrics = {f"heldout/{name}": value for name, value in result.metrics.items()}
+        self.context.metrics.write(self.step, metrics | {"time/training": self.elapsed})
+        low, high = metrics["heldout/accuracy/pass@1_low"], metrics["heldout/accuracy/pass@1_high"]
+        self.context.reporter.note(
+            f"step {self.step}: held-out pass@1 {metrics['heldout/accuracy/pass@1']:.3f} [{low:.3f}, {high:.3f}], "
+            f"cons@{settings.samples} {metrics[f'heldout/accuracy/cons@{settings.samples}']:.3f}, "
+            f"length {metrics['heldout/length/mean']:.0f} tokens, {self.elapsed:.0f} s of training"
+        )
+
+    def _log(self, groups: Sequence[Group], updates: Sequence[UpdateStatistics], times: dict[str, float]) -> None:
+        self.elapsed += sum(times.values())
+        metrics = rollout_metrics(groups) | update_metrics(updates)
+        tokens = sum(len(c.ids) for g in groups for c in g.completions)
+        metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
+        metrics["time/training"] = self.elapsed
+        metrics["speed/rollout_tokens_per_s"] = tokens / times["rollout"]
+        metrics["speed/train_tokens_per_s"] = tokens / times["update"]
+        metrics["optimizer/lr"] = self.optimizer.lr
+        self.context.rollouts.add(self.step, _rows(groups))
+        self.context.metrics.write(self.step, metrics)
+        shown = ("accuracy/pass@1", "length/mean", "reward/mean", "groups/dead_share", "reflection/words_per_response")
+        self.context.reporter.step(self.step, {name: metrics[name] for name in shown})
+
+    def _preflight(self) -> None:
+        """A few groups before step 1, sampled and rewarded as in the run, and thrown away."""
+        count = self.stage.watchdog.preflight_prompts
+        if not count:
+            return
+        problems, _ = self.problems.take(self.cursor, count)
+        groups = self._rollouts(problems)
+        self._reward(groups)
+        preflight([self._statistics(g) for g in groups], self.stage.watchdog, warn=self.context.reporter.warn)
+
+    def _watch(self, groups: Sequence[Group], updates: Sequence[UpdateStatistics]) -> None:
+        for alert in self.watchdog.observe(self.step, [self._statistics(g) for g in groups]):
+            self.context.reporter.warn(alert)
+        finite = all(u.grad_norm is not None and math.isfinite(u.loss) for u in updates)
+        if self.guard.observe(self.step, finite):
+            self.context.reporter.warn(f"step {self.step}: non-finite updates in a row, back to the last good state")
+            self._resume()
+
+    def _statistics(self, group: Group) -> GroupStatistics:
+        return GroupStatistics(
+            rewards=tuple(self._weighted(group)),
+            correct=tuple(v.correct for v in group.verdicts),
+            well_formed=tuple(s.well_formed for s in group.splits),
+            truncated=tuple(c.finish_reason == "length" for c in group.completions),
+        )
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _checkpoint_if_due(self) -> None:
+        if self.step % self.stage.checkpoint_every and self.step != self.stage.steps:
+            return
+        state: dict[str, Any] = {
+            "step": self.step,
+            "cursor": self.cursor,
+            "elapsed": self.elapsed,
+            "weights": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "watchdog": self.watchdog.state_dict(),
+        }
+        if self.reference is not None:
+            state["reference"] = self.reference.state_dict()
+        save_state(self.context.state_dir, state)
+
+    def _resume(self) -> bool:
+        """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
+        state = load_state(self.context.state_dir)
+        if state is not None:
+            self.step, self.cursor, self.elapsed = state["step"], state["cursor"], state["elapsed"]
+            self.policy.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.watchdog.load_state_dict(state["watchdog"])
+            if self.reference is not None:
+                self.reference.load_state_dict(state["reference"])
+        last = self.step if state is not None else -1
+        self.context.metrics.rewind(last)
+        self.context.rollouts.rewind(last)
+        return state is not None
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the rollouts of a step show: see docs/metrics.md."""
+    completions = [c for g in groups for c in g.completions]
+    correct = [v.correct for g in groups for v in g.verdicts]
+    lengths = [len(c.ids) for c in completions]
+    logprobs = [x for c in completions for x in c.logprobs]
+    texts = [text for g in groups for text in g.texts]
+    metrics = {
+        "reward/mean": _mean([x for g in groups for x in g.total]),
+        "accuracy/pass@1": _mean(correct),
+        "length/mean": _mean(lengths),
+        "length/correct": _mean([n for n, right in zip(lengths, correct, strict=True) if right]),
+        "length/wrong": _mean([n for n, right in zip(lengths, correct, strict=True) if not right]),
+        "length/truncated_share": _mean([c.finish_reason == "length" for c in completions]),
+        "reflection/words_per_response": _mean([count_reflection_words(text) for text in texts]),
+        # unbiased at temperature 1 without top-p or top-k: the mean surprise of what was sampled
+        "policy/entropy": -_mean(logprobs),
+        "groups/dead_share": _mean([not any(g.advantages) for g in groups]),
+    }
+    names = groups[0].rewards
+    return metrics | {f"reward/{name}": _mean([x for g in groups for x in g.rewards[name]]) for name in names}
+
+
+def update_metrics(updates: Sequence[UpdateStatistics]) -> dict[str, float]:
+    """What the updates of a step did: means over the updates, the largest log-probability gap of the first one."""
+    norms = [u.grad_norm for u in updates if u.grad_norm is not None]
+    return {
+        "loss/policy": _mean([u.loss for u in updates]),
+        "grad/norm": _mean(norms),
+        "policy/kl": _mean([u.kl for u in updates]),
+        "policy/clip_share": _mean([u.clip_share for u in updates]),
+        # later updates are off policy by design; the first one shows how well sampler and trainer agree
+        "policy/logprob_gap": updates[0].logprob_gap,
+        "grad/skipped_updates": float(len(updates) - len(norms)),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN for nothing, which metrics.jsonl writes as null."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def _rows(groups: Sequence[Group]) -> list[RolloutRow]:
+    return [
+        RolloutRow(
+            problem_id=group.problem.id,
+            task=group.problem.task,
+            prompt=group.prompt,
+            sample=sample,
+            text=group.texts[sample],
+            thinking=group.splits[sample].thinking,
+            answer=group.splits[sample].answer,
+            rewards={name: values[sample] for name, values in group.rewards.items()},
+            correct=group.verdicts[sample].correct,
+            finish_reason=completion.finish_reason,
+            length=len(completion.ids),
+            advantage=group.advantages[sample],
+            language=group.problem.language,
+            difficulty=group.problem.difficulty,
+            reference=group.problem.reference,
+            token_ids=completion.ids,
+            logprobs=completion.logprobs,
+        )
+        for group in groups
+        for sample, completion in enumerate(group.completions)
+    ]
