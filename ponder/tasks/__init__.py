@@ -21,7 +21,10 @@ from ponder.tasks.base import Problem, Split, Task, content_hash, split_of
 __all__ = ["FiniteTask", "ProblemStream", "SettableTask", "get_task", "held_out", "task_names"]
 
 MAX_DRAWS = 20_000
-"""Draws in a row without a new problem of the wanted split after which a task counts as exhausted."""
+"""Draws in a row outside the wanted split after which there is none in it: the test split is a tenth of all."""
+
+MAX_REPEATS = 1_000
+"""Held-out draws in a row that were all seen before, after which a task counts as exhausted."""
 
 
 @runtime_checkable
@@ -117,7 +120,7 @@ class _Source:
             fresh = [problem for problem in self.task.problems(split) if content_hash(problem) not in seen]
             problem = rng.choice(fresh) if fresh else None
         else:
-            draws = (self.draw(rng, split) for _ in range(MAX_DRAWS // 10))
+            draws = (self.draw(rng, split) for _ in range(MAX_REPEATS))
             problem = next((drawn for drawn in draws if content_hash(drawn) not in seen), None)
         if problem is not None:
             seen.add(content_hash(problem))

@@ -1,0 +1,41 @@
+"""Hub: problems with a math answer from a data set of the Hugging Face Hub, downloaded once and kept in its cache.
+
+In a recipe: `hub: {path: openai/gsm8k, problem_field: question, options: {folder: main, split_by: file}}`. Only the JSON
+Lines and Parquet files are fetched, and nothing at all unless a recipe names the data set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ponder.errors import BrokenInputError, UsageError
+from ponder.recipe import TaskSettings
+from ponder.tasks._table import SUFFIXES, MathTable, load_table
+
+
+class HubTask(MathTable):
+    """The rows of a Hub data set. Beside the options of `file`: `folder` (within the set) and `revision`."""
+
+    def configured(self, settings: TaskSettings) -> MathTable:
+        if settings.path is None:
+            raise UsageError(f"tasks.{self.name}.path must name a data set of the Hub")
+        options = dict(settings.options)
+        folder = str(options.pop("folder", ""))
+        path = _download(settings.path, folder, options.pop("revision", None))
+        return load_table(self.name, path / folder, settings, options)
+
+
+def _download(repository: str, folder: str, revision: str | None) -> Path:
+    """The local copy of the set's data files. Raises `BrokenInputError` when the Hub does not give them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [f"{folder}/*{suffix}".removeprefix("/") for suffix in SUFFIXES]
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BrokenInputError(f"tasks.hub.path: {repository} cannot be fetched from the Hub: {reason}") from error
+
+
+TASK = HubTask("hub")
