@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -164,6 +165,82 @@ def test_an_interrupted_stage_goes_on_where_it_was(verb: FakeVerb, how: str) -> 
     run()
     assert verb.steps == [("dev", 2), ("dev", 3), ("last", 1), ("last", 2), ("last", 3)]
     assert series(folder.metrics("dev"), "reward/mean") == [(1, 1 / 3), (2, 2 / 3), (3, 1.0)]
+
+
+_FORK = """
+import os, signal
+from ponder import pipeline
+with pipeline._sigterm_interrupts():
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_forked_worker_dies_of_sigterm_as_any_process(repository: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _FORK], capture_output=True, text=True, cwd=repository)
+    assert (done.stdout.strip(), done.stderr) == (str(-signal.SIGTERM), "")
+
+
+_SLOW_RUN = """
+import sys, time, types
+from ponder import pipeline
+from ponder.store.files import atomic_write
+from ponder.store.rollouts import RolloutRow
+
+def run_stage(stage, context):
+    state = context.state_dir / "step"
+    done = int(state.read_text()) if state.exists() else 0
+    context.metrics.rewind(done)
+    context.rollouts.rewind(done)
+    for step in range(done + 1, stage.steps + 1):
+        context.rollouts.add(step, [RolloutRow("p", "t", "q", i, "x" * 2000, "", None, {}, False, "stop", 1)
+                                    for i in range(4)])
+        context.metrics.write(step, {"reward/mean": step * context.seed % 97})
+        if step % 5 == 0:
+            atomic_write(state, str(step))
+        print(step, flush=True)
+        time.sleep(0.002)
+    context.model_dir.mkdir(exist_ok=True)
+
+sys.modules["ponder.stages.reinforce"] = types.SimpleNamespace(run_stage=run_stage)
+pipeline.set_up_torch = lambda threads: None
+stage = {"verb": "reinforce", "tasks": {"countdown": {}}, "steps": 60}
+recipe = {"name": "r", "stages": {"a": stage, "b": {**stage, "model": "a"}}}
+pipeline.run_recipe(recipe, run_dir=sys.argv[1], quiet=True)
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path, repository: Path) -> None:
+    def start(folder: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _SLOW_RUN, str(tmp_path / folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=repository)
+
+    def lines(process: subprocess.Popen[str], count: int) -> None:
+        assert process.stdout is not None
+        for _ in range(count):
+            process.stdout.readline()
+
+    for steps_before_the_kill in (7, 31, 43):
+        process = start("broken")
+        lines(process, steps_before_the_kill)
+        process.kill()
+        process.communicate()
+    for folder in ("broken", "unbroken"):
+        process = start(folder)
+        process.communicate()
+        assert process.returncode == 0
+
+    def result(folder: str) -> Any:
+        run = RunFolder(tmp_path / folder)
+        rows = [(row.stage, row.step, row.sample, row.text) for row in run.rollouts().iter_rollouts()]
+        curves = {stage: series(run.metrics(stage), "reward/mean") for stage in ("a", "b")}
+        return rows, curves, {name: (record.state, record.hash) for name, record in run.manifest().stages.items()}
+
+    assert result("broken") == result("unbroken")
+    assert len(result("broken")[0]) == 2 * 60 * 4
 
 
 def test_a_run_in_another_thread_leaves_signals_alone(verb: FakeVerb) -> None:
