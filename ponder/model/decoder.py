@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.model.config import DecoderConfig
+from ponder.model.functional import rms_norm, swiglu
 
 _BUCKET_RATIO = 0.8
 """Sequences attend together while the shortest has at least this share of the longest one's length."""
@@ -159,7 +160,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Layer(nn.Module):
@@ -182,8 +183,7 @@ class Layer(nn.Module):
         """x (N, d), rotation (N, 1, D / 2) complex -> (N, d)."""
         q, k, v = self._heads(self.attention_norm(x), rotation)
         x = x + self.out(attention(self.index, q, k, v))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x))))
 
     def _heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
