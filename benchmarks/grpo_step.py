@@ -180,12 +180,13 @@ def trl_side(options: argparse.Namespace, turns: Turns) -> None:
             disable_tqdm=True,
         ),
     )
-    force = LogitsProcessorList([_length_processor(plan, trainer.eos_token_ids, options.tokens)])
     generate = trainer.model.generate
 
     def timed_generate(**arguments: Any) -> torch.Tensor:
         started = time.perf_counter()
-        out: torch.Tensor = generate(**arguments, logits_processor=force)
+        prompt_length = arguments["input_ids"].shape[1]
+        force = _length_processor(plan, trainer.eos_token_ids, options.tokens, prompt_length)
+        out: torch.Tensor = generate(**arguments, logits_processor=LogitsProcessorList([force]))
         seen["generate_seconds"] = time.perf_counter() - started
         return out
 
@@ -195,21 +196,17 @@ def trl_side(options: argparse.Namespace, turns: Turns) -> None:
 
 
 def _length_processor(
-    plan: Plan, eos_ids: list[int], limit: int
+    plan: Plan, eos_ids: list[int], limit: int, prompt_length: int
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Allows the end of a text at a row's planned length, and nowhere else; a row at the limit never ends itself."""
     import torch
 
     lengths = torch.tensor([length for row in plan.lengths for length in row])
-    prompt_length = 0
 
     def process(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        nonlocal prompt_length
-        new_tokens = ids.shape[1] - prompt_length
-        if not 0 < new_tokens < limit:  # the first call of a generation
-            prompt_length, new_tokens = ids.shape[1], 0
+        next_length = ids.shape[1] - prompt_length + 1
         scores[:, eos_ids] = -torch.inf
-        ending = (lengths == new_tokens + 1) & (lengths < limit)
+        ending = (lengths == next_length) & (lengths < limit)
         scores[ending] = -torch.inf
         scores[ending, eos_ids[0]] = 0.0
         return scores
