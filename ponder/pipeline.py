@@ -338,6 +338,9 @@ def set_up_torch(threads: int) -> None:
     """Fix what a result depends on besides settings and seed: the threads, and the order of sums on the CPU."""
     import torch
 
+    from ponder.model.runtime import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)

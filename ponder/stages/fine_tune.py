@@ -74,7 +74,7 @@ def run_stage(stage: FineTuneStage, context: StageContext) -> None:
                     "cursor": cursor,
                 },
             )
-    save_folder(model, context.model_dir)
+    save_folder(context.model_dir, model.decoder, model.tokenizer, model.generation)
 
 
 def _open_world(stage: FineTuneStage, seed: int) -> MiniWorld:
@@ -92,7 +92,7 @@ def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> Loa
     config = _config(stage.shape, tokenizer)
     decoder = Decoder(config)
     decoder.initialise(context.seed % (1 << 31))
-    return LoadedModel(decoder, tokenizer, config)
+    return LoadedModel(decoder, tokenizer, config, generation={})
 
 
 def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:

@@ -26,16 +26,16 @@ from torch import Tensor
 from ponder.algorithms.advantages import combine_rewards, has_variance
 from ponder.algorithms.kl import kl_reward_penalty
 from ponder.algorithms.overlong import soft_overlong_penalty
-from ponder.evaluation.heldout import evaluate_problems
+from ponder.evaluation.heldout import engine_sampling, evaluate_problems
 from ponder.evaluation.reflection import count_reflection_words
 from ponder.model.decoder import Decoder
 from ponder.model.folder import save_folder
 from ponder.model.load import load_model
 from ponder.model.parser import Split, prompt_tail, split_thinking
 from ponder.model.templates import render
-from ponder.recipe import ReinforceStage, SamplingSettings
+from ponder.recipe import ReinforceStage
 from ponder.rewards import RewardContext, judge, score_rollouts
-from ponder.rollout.base import Completion, Request, Sampling
+from ponder.rollout.base import Completion, Request
 from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
 from ponder.stages.watchdog import GroupStatistics, NonFiniteGuard, Watchdog, preflight
@@ -115,10 +115,14 @@ class Reinforcement:
             updated = time.monotonic()
             self.step += 1
             times = {"rollout": sampled - started, "reward": rewarded - sampled, "update": updated - rewarded}
+            self._watch(groups)
             self._log(groups, updates, times)
-            self._watch(groups, updates)
-            self._checkpoint_if_due()
-        save_folder(self.model, self.context.model_dir)
+            if self.guard.observe(self.step, finite=all(u.finite for u in updates)):
+                reporter.warn(f"step {self.step}: updates in a row were not finite; back to the last good state")
+                self._resume()
+            else:
+                self._checkpoint_if_due()
+        save_folder(self.context.model_dir, self.policy, self.tokenizer, self.model.generation)
 
     # --- one line of the box each ----------------------------------------------------------------------------------
 
@@ -151,7 +155,9 @@ class Reinforcement:
             done += count
             self.context.reporter.within(done, total)
 
-        sampled = self.engine.generate(requests, self._sampling(stage.sampling), self.context.seed, on_finished)
+        sampled = self.engine.generate(
+            requests, engine_sampling(stage.sampling, self.tokenizer), self.context.seed, on_finished
+        )
         groups = []
         for problem, prompt, prompt_ids, completions in zip(problems, prompts, ids, sampled, strict=True):
             texts = [self.tokenizer.decode(c.ids) for c in completions]
@@ -271,9 +277,6 @@ class Reinforcement:
         parts = [[settings.weight * x for x in group.rewards[name]] for name, settings in self.stage.rewards.items()]
         return [sum(values) for values in zip(*parts, strict=True)]
 
-    def _sampling(self, settings: SamplingSettings) -> Sampling:
-        return Sampling(**settings.model_dump(), stop_ids=self.tokenizer.eos_ids)
-
     def _copy_of_policy(self) -> Decoder:
         copy = Decoder(self.policy.config)
         copy.load_state_dict(self.policy.state_dict())
@@ -293,7 +296,7 @@ class Reinforcement:
             self.held_out,
             self.stage.template,
             settings.samples,
-            self._sampling(settings.sampling or self.stage.sampling),
+            engine_sampling(settings.sampling or self.stage.sampling, self.tokenizer),
             seed=self.context.seed,
         )
         self.context.rollouts.add(self.step, result.rows)
@@ -308,7 +311,7 @@ class Reinforcement:
 
     def _log(self, groups: Sequence[Group], updates: Sequence[UpdateStatistics], times: dict[str, float]) -> None:
         self.elapsed += sum(times.values())
-        metrics = rollout_metrics(groups) | update_metrics(updates)
+        metrics = rollout_metrics(groups) | update_metrics(updates) | self.watchdog.metrics()
         tokens = sum(len(c.ids) for g in groups for c in g.completions)
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         metrics["time/training"] = self.elapsed
@@ -330,19 +333,15 @@ class Reinforcement:
         self._reward(groups)
         preflight([self._statistics(g) for g in groups], self.stage.watchdog, warn=self.context.reporter.warn)
 
-    def _watch(self, groups: Sequence[Group], updates: Sequence[UpdateStatistics]) -> None:
+    def _watch(self, groups: Sequence[Group]) -> None:
         for alert in self.watchdog.observe(self.step, [self._statistics(g) for g in groups]):
             self.context.reporter.warn(alert)
-        finite = all(u.grad_norm is not None and math.isfinite(u.loss) for u in updates)
-        if self.guard.observe(self.step, finite):
-            self.context.reporter.warn(f"step {self.step}: non-finite updates in a row, back to the last good state")
-            self._resume()
 
     def _statistics(self, group: Group) -> GroupStatistics:
         return GroupStatistics(
             rewards=tuple(self._weighted(group)),
             correct=tuple(v.correct for v in group.verdicts),
-            well_formed=tuple(s.well_formed for s in group.splits),
+            well_formed=tuple(s.well_formed for s in group.splits) if "format" in self.stage.rewards else None,
             truncated=tuple(c.finish_reason == "length" for c in group.completions),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class UpdateStatistics:
     entropy: float
     trained_tokens: int
     """Reply tokens that went through forward and backward; the others had a gradient of exactly zero."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient were finite, and the weights have moved."""
+        return self.grad_norm is not None and math.isfinite(self.loss)
 
 
 def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int) -> UpdateStatistics:
