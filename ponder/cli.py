@@ -369,9 +369,11 @@ def _record_cells(record: StageRecord) -> tuple[str, str, str, str]:
 
 
 def _plan_text(stage: StagePlan) -> str:
-    parts = [f"{stage.verb} from {', '.join(stage.starts_from)}", stage.state]
+    parts = [f"{stage.verb} from {', '.join(stage.starts_from)}", stage.state, stage.formula]
     if stage.rollouts:
-        parts.append(f"{stage.rollouts:,} rollouts")
+        parts[-1] += f" = {stage.rollouts:,} rollouts"
+    if stage.heldout_rollouts:
+        parts.append(f"{stage.heldout_rollouts:,} rollouts on held-out problems")
     if stage.updates:
         parts.append(f"{stage.updates:,} updates")
     parts.append(f"at most {stage.max_tokens:,} tokens")

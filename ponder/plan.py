@@ -33,8 +33,12 @@ class StagePlan:
     state: str
     """`done`, `goes on` (begun with these settings) or `to run`."""
     starts_from: tuple[str, ...]
+    formula: str
+    """How the rollouts or tokens come about, in words: `120 steps x 32 prompts x 8 samples`."""
     rollouts: int
-    """Completions sampled: training and held-out evaluation."""
+    """Completions sampled to train on."""
+    heldout_rollouts: int
+    """Completions sampled to evaluate on."""
     updates: int
     """Optimizer steps."""
     max_tokens: int
@@ -63,7 +67,9 @@ def plan_recipe(recipe: Recipe, run_dir: Path) -> list[StagePlan]:
                 verb=stage.verb,
                 state=state,
                 starts_from=tuple(references(stage).values()),
-                rollouts=training + held_out,
+                formula=_formula(stage),
+                rollouts=training,
+                heldout_rollouts=held_out,
                 updates=_updates(stage),
                 max_tokens=_max_tokens(stage),
                 parameters=parameters,
@@ -142,6 +148,17 @@ def _rollouts(stage: Stage) -> tuple[int, int]:
             return 0, 0
         case EvaluateStage():
             return 0, len(stage.models) * len(stage.tasks) * stage.problems * stage.samples
+
+
+def _formula(stage: Stage) -> str:
+    match stage:
+        case ReinforceStage():
+            return f"{stage.steps:,} steps x {stage.prompts_per_step} prompts x {stage.group_size} samples"
+        case FineTuneStage():
+            return f"{stage.steps:,} steps x {stage.tokens_per_step:,} tokens"
+        case EvaluateStage():
+            counts = f"{len(stage.models)} models x {len(stage.tasks)} tasks x {stage.problems} problems"
+            return f"{counts} x {stage.samples} samples"
 
 
 def _updates(stage: Stage) -> int:

@@ -128,6 +128,7 @@ def test_plan_counts_what_the_recipe_says() -> None:
     assert (plan["rollouts"], plan["updates"], plan["state"]) == (2 * 3 * 4, 2, "to run")
     text = ponder("plan", "tiny.yaml").stdout
     assert "zero (reinforced)" in text
+    assert "2 steps x 3 prompts x 4 samples = 24 rollouts" in text
     assert "time not measured yet" in text
     ponder("run", "tiny.yaml")
     assert stage_of(ponder("plan", "tiny.yaml", "--json").stdout)["state"] == "done"

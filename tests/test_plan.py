@@ -43,10 +43,12 @@ RECIPE = {
 def test_counts_by_hand(tmp_path: Path) -> None:
     base, zero, table = plan_recipe(load_recipe(RECIPE), tmp_path / "none")
     evaluations = 4 * 5 * 2  # before the first step, after 20 and 40, after the last; problems; samples
-    assert (zero.rollouts, zero.updates) == (50 * 8 * 4 + evaluations, 100)
+    assert (zero.rollouts, zero.heldout_rollouts, zero.updates) == (50 * 8 * 4, evaluations, 100)
+    assert zero.formula == "50 steps x 8 prompts x 4 samples"
     assert zero.max_tokens == 50 * 8 * 4 * 100 + evaluations * 30
     assert (base.rollouts, base.updates, base.max_tokens) == (0, 10, 10_000)
-    assert (table.rollouts, table.updates) == (2 * 3 * 7 * 4, 0)
+    assert (table.rollouts, table.heldout_rollouts, table.updates) == (0, 2 * 3 * 7 * 4, 0)
+    assert table.formula == "2 models x 3 tasks x 7 problems x 4 samples"
     assert zero.starts_from == ("base",)
 
 
