@@ -91,6 +91,7 @@ class Reinforcement:
         self.step = 0
         self.cursor = 0
         self.elapsed = 0.0
+        self.shown: dict[str, float] = {}
 
     def run(self) -> None:
         stage, reporter = self.stage, self.context.reporter
@@ -100,8 +101,10 @@ class Reinforcement:
             self._preflight()
         # the loop runs one extra time, so that the last evaluation and the last save need no second copy
         while True:
-            if not resumed and self._evaluation_is_due():
-                self._evaluate()
+            if not resumed:  # what a checkpoint holds was evaluated before it was saved
+                if self._evaluation_is_due():
+                    self._evaluate()
+                self._checkpoint_if_due()
             resumed = False
             if self.step == stage.steps:
                 break
@@ -119,9 +122,7 @@ class Reinforcement:
             self._log(groups, updates, times)
             if self.guard.observe(self.step, finite=all(u.finite for u in updates)):
                 reporter.warn(f"step {self.step}: updates in a row were not finite; back to the last good state")
-                self._resume()
-            else:
-                self._checkpoint_if_due()
+                resumed = self._resume()
         save_folder(self.context.model_dir, self.policy, self.tokenizer, self.model.generation)
 
     # --- one line of the box each ----------------------------------------------------------------------------------
@@ -302,6 +303,7 @@ class Reinforcement:
         self.context.rollouts.add(self.step, result.rows)
         metrics = {f"heldout/{name}": value for name, value in result.metrics.items()}
         self.context.metrics.write(self.step, metrics | {"time/training": self.elapsed})
+        self.shown = {name: metrics[name] for name in ("heldout/accuracy/pass@1",)}
         low, high = metrics["heldout/accuracy/pass@1_low"], metrics["heldout/accuracy/pass@1_high"]
         self.context.reporter.note(
             f"step {self.step}: held-out pass@1 {metrics['heldout/accuracy/pass@1']:.3f} [{low:.3f}, {high:.3f}], "
@@ -321,7 +323,7 @@ class Reinforcement:
         self.context.rollouts.add(self.step, _rows(groups))
         self.context.metrics.write(self.step, metrics)
         shown = ("accuracy/pass@1", "length/mean", "reward/mean", "groups/dead_share", "reflection/words_per_response")
-        self.context.reporter.step(self.step, {name: metrics[name] for name in shown})
+        self.context.reporter.step(self.step, self.shown | {name: metrics[name] for name in shown})
 
     def _preflight(self) -> None:
         """A few groups before step 1, sampled and rewarded as in the run, and thrown away."""
@@ -348,6 +350,7 @@ class Reinforcement:
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
+        """At step 0 too, so that there is always a good state to go back to."""
         if self.step % self.stage.checkpoint_every and self.step != self.stage.steps:
             return
         state: dict[str, Any] = {
