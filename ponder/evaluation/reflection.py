@@ -61,7 +61,7 @@ def find_reflections(text: str) -> list[tuple[int, int]]:
     return [found.span() for found in _WORD.finditer(text)]
 
 
-def count_reflections(text: str) -> int:
+def count_reflection_words(text: str) -> int:
     """How many reflection words a response holds."""
     return len(find_reflections(text))
 

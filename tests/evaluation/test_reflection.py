@@ -2,7 +2,7 @@
 
 import pytest
 
-from ponder.evaluation.reflection import ENGLISH, count_reflections, find_reflections, find_turn_round, turn_round
+from ponder.evaluation.reflection import ENGLISH, count_reflection_words, find_reflections, find_turn_round, turn_round
 from ponder.store.rollouts import RolloutRow
 
 
@@ -30,13 +30,13 @@ def turned(row: RolloutRow) -> tuple[str, str] | None:
 
 def test_each_of_the_papers_ten_words_counts_once() -> None:
     assert len(ENGLISH) == 10
-    assert count_reflections(", ".join(ENGLISH)) == 10
-    assert count_reflections(", ".join(ENGLISH).upper()) == 10
+    assert count_reflection_words(", ".join(ENGLISH)) == 10
+    assert count_reflection_words(", ".join(ENGLISH).upper()) == 10
 
 
 @pytest.mark.parametrize("text", ["waiter", "butter", "checked", "errors", "mistaken", "attribute", ""])
 def test_parts_of_other_words_do_not_count(text: str) -> None:
-    assert count_reflections(text) == 0
+    assert count_reflection_words(text) == 0
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_parts_of_other_words_do_not_count(text: str) -> None:
     ],
 )
 def test_chinese_counterparts(text: str, count: int) -> None:
-    assert count_reflections(text) == count
+    assert count_reflection_words(text) == count
 
 
 def test_positions_are_those_of_the_words() -> None:

@@ -1,0 +1,178 @@
+"""Held-out evaluation: k samples a problem, split by the one parser, judged by the task, summed up in metrics.
+
+Used by the reinforce loop every few steps and by the `evaluate` stage. The same problems, seed and key draw from the
+same random streams, so that two evaluations differ by the model alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from ponder.evaluation.metrics import Estimate, cons_at_k, mean_over_problems, pass_at_1, pass_at_k
+from ponder.evaluation.reflection import count_reflection_words
+from ponder.model.parser import prompt_tail, split_thinking
+from ponder.model.templates import render
+from ponder.rewards import is_finished, judge
+from ponder.rollout.base import Completion, Engine, Progress, Request, Sampling
+from ponder.store.rollouts import RolloutRow
+from ponder.tasks import get_task
+from ponder.tasks.base import Problem
+
+if TYPE_CHECKING:
+    from ponder.model.tokenizer import Tokenizer
+    from ponder.recipe import SamplingSettings
+
+
+@dataclass(frozen=True)
+class JudgedProblem:
+    """One problem with its k rollouts, each judged; `votes` are the canonical answers, None where unreadable."""
+
+    problem: Problem
+    rollouts: list[RolloutRow]
+    votes: list[str | None]
+
+    @property
+    def correct(self) -> list[bool]:
+        return [rollout.correct for rollout in self.rollouts]
+
+    @property
+    def truncated(self) -> list[bool]:
+        return [rollout.finish_reason == "length" for rollout in self.rollouts]
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """What an evaluation found: the judged problems, in the order in which they were asked."""
+
+    problems: list[JudgedProblem]
+
+    @property
+    def samples(self) -> int:
+        """k."""
+        return len(self.problems[0].rollouts)
+
+    @property
+    def rows(self) -> list[RolloutRow]:
+        """Every rollout, problem by problem, as the stores keep them."""
+        return [row for judged in self.problems for row in judged.rollouts]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """By metric name (docs/metrics.md); NaN where there is nothing to average, as for the length of no replies."""
+        estimates = self.estimates
+        named = {name: estimate.value for name, estimate in estimates.items()}
+        named["accuracy/pass@1_low"] = estimates["accuracy/pass@1"].low
+        named["accuracy/pass@1_high"] = estimates["accuracy/pass@1"].high
+        named["length/correct"] = _mean(row.length for row in self.rows if row.correct)
+        named["length/wrong"] = _mean(row.length for row in self.rows if not row.correct)
+        for task in sorted({judged.problem.task for judged in self.problems}):
+            one = [judged.correct for judged in self.problems if judged.problem.task == task]
+            named[f"accuracy/pass@1/{task}"] = pass_at_1(one).value
+        return named
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """What has an interval over problems, by metric name."""
+        correct = [judged.correct for judged in self.problems]
+        truncated = [judged.truncated for judged in self.problems]
+        k = self.samples
+        # pass@k comes first: with one sample it is pass@1
+        found = {f"accuracy/pass@{k}": pass_at_k(correct, k), "accuracy/pass@1": pass_at_1(correct)}
+        found[f"accuracy/cons@{k}"] = cons_at_k([judged.votes for judged in self.problems], correct)
+        found["length/mean"] = self._mean_of(lambda row: row.length)
+        found["length/truncated_share"] = pass_at_1(truncated)
+        found["length/stop_rate"] = pass_at_1([[not cut for cut in row] for row in truncated])
+        found["reflection/words_per_response"] = self._mean_of(lambda row: count_reflection_words(row.text))
+        return found
+
+    def _mean_of(self, measure: Callable[[RolloutRow], float]) -> Estimate:
+        return mean_over_problems([[measure(row) for row in judged.rollouts] for judged in self.problems])
+
+
+def evaluate_problems(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    template: str,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    key: str = "held-out",
+    on_progress: Progress | None = None,
+) -> HeldOutResult:
+    """Ask every problem `samples` times and judge the answers.
+
+    `key` and the problem's id name the random streams; `on_progress` is told how many completions have just ended.
+    Raises `ValueError` without problems, `UsageError` and `BrokenInputError` as the template does.
+    """
+    if not problems:
+        raise ValueError("there must be a problem to evaluate on")
+    prompts = [render(template, problem.prompt, tokenizer) for problem in problems]
+    requests = [
+        Request(tuple(tokenizer.encode_prompt(prompt)), f"{key}/{problem.id}", samples)
+        for prompt, problem in zip(prompts, problems, strict=True)
+    ]
+    groups = engine.generate(requests, sampling, seed, on_progress)
+    return HeldOutResult(
+        [
+            judge_problem(problem, prompt, completions, tokenizer)
+            for problem, prompt, completions in zip(problems, prompts, groups, strict=True)
+        ]
+    )
+
+
+def judge_problem(
+    problem: Problem, prompt: str, completions: Sequence[Completion], tokenizer: Tokenizer
+) -> JudgedProblem:
+    """Split each completion into thinking and answer, and judge it as training does. What is unfinished casts no
+    vote."""
+    task = get_task(problem.task)
+    rollouts: list[RolloutRow] = []
+    votes: list[str | None] = []
+    for sample, completion in enumerate(completions):
+        text = tokenizer.decode(completion.ids)
+        split = split_thinking(text, prompt_tail(prompt))
+        correct = judge(problem, split, completion.finish_reason).correct
+        finished = split.answer is not None and is_finished(split, completion.finish_reason)
+        votes.append(task.vote_key(split.answer or "", problem) if finished else None)
+        rollouts.append(
+            RolloutRow(
+                problem_id=problem.id,
+                task=problem.task,
+                prompt=prompt,
+                sample=sample,
+                text=text,
+                thinking=split.thinking,
+                answer=split.answer,
+                rewards={"accuracy": float(correct)},
+                correct=correct,
+                finish_reason=completion.finish_reason,
+                length=len(completion.ids),
+                language=problem.language,
+                difficulty=problem.difficulty,
+                reference=problem.reference,
+                split="test",
+            )
+        )
+    return JudgedProblem(problem, rollouts, votes)
+
+
+def engine_sampling(settings: SamplingSettings, tokenizer: Tokenizer) -> Sampling:
+    """A recipe's sampling settings as the engine takes them: a completion ends with the tokenizer's end token."""
+    return Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        stop_ids=tokenizer.eos_ids,
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return fmean(listed) if listed else math.nan
