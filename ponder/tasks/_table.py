@@ -25,8 +25,8 @@ class TableOptions(Settings):
     """The `options` of the tasks `file` and `hub`."""
 
     split_by: str = "hash"
-    """`hash`: by the problem's text, as everywhere. `file`: by file names, which then begin with train or test. Anything
-    else is the name of a column that says train or test."""
+    """`hash`: by the problem's text, as everywhere. `file`: by file names, which then begin with train or test.
+    Anything else is the name of a column that says train or test."""
     suffix: str = ""
     """Text after each problem, such as ` Answer with a number.`"""
     where: dict[str, Any] = {}

@@ -7,6 +7,7 @@ import re
 
 from ponder.tasks.base import Problem, Verdict
 from ponder.verifiers.expressions import Node, parse, value
+from ponder.verifiers.extraction import AnswerError, final_answer
 
 PROMPTS = {
     "en": "Compute {expression}. Answer with a number.",
@@ -70,7 +71,10 @@ def _stays_within(node: Node, largest: int) -> bool:
 
 
 def _whole_number(answer: str) -> int | None:
-    match = ANSWER.fullmatch(answer.strip()[:40])
+    try:
+        match = ANSWER.fullmatch(final_answer(answer))
+    except AnswerError:
+        return None
     if match is None:
         return None
     number = int(match.group(2).replace(",", ""))

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from ponder.tasks.base import Problem, Verdict
+from ponder.verifiers.extraction import AnswerError, final_answer
 
 
 class Level(NamedTuple):
@@ -132,9 +133,10 @@ def _listed(values: list[int]) -> str:
 
 
 def _letters(answer: str) -> str | None:
-    if len(answer) > 200:
+    try:
+        match = ANSWER.fullmatch(final_answer(answer)[:200])
+    except AnswerError:
         return None
-    match = ANSWER.fullmatch(answer.strip())
     return None if match is None else re.sub(r"[^A-Za-z]", "", match.group(1)).upper()
 
 

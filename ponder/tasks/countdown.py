@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from ponder.tasks.base import Problem, Verdict
 from ponder.verifiers.expressions import (
-    ExpressionError,
     Node,
     canonical,
     numbers,
@@ -16,6 +15,7 @@ from ponder.verifiers.expressions import (
     render,
     value,
 )
+from ponder.verifiers.extraction import AnswerError, final_answer
 
 
 class Level(NamedTuple):
@@ -86,9 +86,9 @@ class Countdown:
     def verify(self, answer: str, problem: Problem) -> Verdict:
         reference = problem.reference
         try:
-            node = parse_equation(answer)
+            node = parse_equation(final_answer(answer))
             result = value(node)
-        except ExpressionError as error:
+        except AnswerError as error:
             return Verdict(False, None, str(error))
         text = render(node)
         if sorted(numbers(node)) != sorted(reference["numbers"]):
@@ -101,8 +101,8 @@ class Countdown:
 
     def vote_key(self, answer: str, problem: Problem) -> str | None:
         try:
-            return canonical(parse_equation(answer))
-        except ExpressionError:
+            return canonical(parse_equation(final_answer(answer)))
+        except AnswerError:
             return None
 
 

@@ -11,6 +11,7 @@ import string
 from typing import NamedTuple
 
 from ponder.tasks.base import Problem, Verdict
+from ponder.verifiers.extraction import AnswerError, final_answer
 
 PROMPTS = {
     "en": "A cipher turns {example} into {enciphered}. Decipher {message}. Answer with letters.",
@@ -91,9 +92,10 @@ class Decipher:
 
 
 def _letters(answer: str) -> str | None:
-    if len(answer) > 200:
+    try:
+        match = ANSWER.fullmatch(final_answer(answer)[:200])
+    except AnswerError:
         return None
-    match = ANSWER.fullmatch(answer.strip())
     return None if match is None else re.sub("[ ,-]", "", match.group(1)).lower()
 
 

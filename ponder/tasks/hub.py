@@ -1,7 +1,7 @@
 """Hub: problems with a math answer from a data set of the Hugging Face Hub, downloaded once and kept in its cache.
 
-In a recipe: `hub: {path: openai/gsm8k, problem_field: question, options: {folder: main, split_by: file}}`. Only the JSON
-Lines and Parquet files are fetched, and nothing at all unless a recipe names the data set.
+In a recipe: `hub: {path: openai/gsm8k, problem_field: question, options: {folder: main, split_by: file}}`. Only the
+JSON Lines and Parquet files are fetched, and nothing at all unless a recipe names the data set.
 """
 
 from __future__ import annotations

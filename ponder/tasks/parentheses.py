@@ -6,7 +6,6 @@ import random
 
 from ponder.tasks.base import Problem, Verdict
 from ponder.verifiers.expressions import (
-    ExpressionError,
     Node,
     canonical,
     normalise,
@@ -15,6 +14,7 @@ from ponder.verifiers.expressions import (
     render,
     value,
 )
+from ponder.verifiers.extraction import AnswerError, final_answer
 
 PROMPTS = {
     "en": "Insert parentheses into {expression} so that it equals {target}. Answer with an expression.",
@@ -49,22 +49,21 @@ class Parentheses:
     def verify(self, answer: str, problem: Problem) -> Verdict:
         reference = problem.reference
         try:
-            node = parse_equation(answer)
+            text = final_answer(answer)
+            node = parse_equation(text)
             result = value(node)
-            flat = _without_parentheses(answer)
-        except ExpressionError as error:
+        except AnswerError as error:
             return Verdict(False, None, str(error))
-        text = render(node)
-        if flat != reference["expression"]:
-            return Verdict(False, text, "more than parentheses was changed")
+        if _without_parentheses(text) != reference["expression"]:
+            return Verdict(False, render(node), "more than parentheses was changed")
         if result != reference["target"]:
-            return Verdict(False, text, f"it equals {result}, not {reference['target']}")
-        return Verdict(True, text, f"it equals {result}")
+            return Verdict(False, render(node), f"it equals {result}, not {reference['target']}")
+        return Verdict(True, render(node), f"it equals {result}")
 
     def vote_key(self, answer: str, problem: Problem) -> str | None:
         try:
-            return canonical(parse_equation(answer))
-        except ExpressionError:
+            return canonical(parse_equation(final_answer(answer)))
+        except AnswerError:
             return None
 
 
@@ -86,8 +85,8 @@ def _in_range(node: Node) -> bool:
     return inner and 0 <= value(node) <= LARGEST_VALUE
 
 
-def _without_parentheses(answer: str) -> str:
-    left = normalise(answer).partition("=")[0]
+def _without_parentheses(text: str) -> str:
+    left = normalise(text).partition("=")[0]
     return "".join(character for character in left if character not in "()" and not character.isspace())
 
 

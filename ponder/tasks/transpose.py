@@ -6,6 +6,7 @@ import random
 import re
 
 from ponder.tasks.base import Problem, Verdict
+from ponder.verifiers.extraction import readings
 
 PROMPTS = {
     "en": "Transpose {matrix}. Answer with a matrix.",
@@ -68,11 +69,12 @@ def _written(matrix: Matrix) -> str:
 
 def _read(answer: str) -> str | None:
     """The matrix in its one spelling, without spaces, or None."""
-    if len(answer) > MAX_CHARACTERS:
-        return None
-    # only between the parts: `1 2` must not become 12
-    text = re.sub(r"\s*([\[\],])\s*", r"\1", answer.strip().strip("$").strip())
-    return text if MATRIX.fullmatch(text) else None
+    for text in readings(answer[:MAX_CHARACTERS]):
+        # spaces only between the parts: `1 2` must not become 12
+        matrix = re.sub(r"\s*([\[\],])\s*", r"\1", text.strip("$"))
+        if MATRIX.fullmatch(matrix):
+            return matrix
+    return None
 
 
 TASK = Transpose()

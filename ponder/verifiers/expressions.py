@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
+from ponder.verifiers.extraction import AnswerError
+
 Node = int | tuple[str, "Node", "Node"]
 """An expression: a whole number, or (operator, left, right)."""
 
@@ -29,7 +31,7 @@ SPELLINGS = {
 TOKEN = re.compile(r"\s*(0|[1-9][0-9]{0,3}|[-+*/()])")
 
 
-class ExpressionError(ValueError):
+class ExpressionError(AnswerError):
     """The text is no expression, or has no value; the message is one short clause."""
 
 

@@ -24,33 +24,43 @@ BRACE = re.compile(rf"{BOX.pattern}|\\[{{}}\\]|[{{}}]")
 ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-class ExtractionError(ValueError):
-    """The text puts no single answer forward; the message is one short clause."""
+class AnswerError(ValueError):
+    """The text puts no answer forward that can be read; the message is one short clause."""
 
 
 def final_answer(text: str) -> str:
     r"""The final answer: what stands in the boxes; else the last line, without words such as `The answer is`.
 
     Within `<answer>` tags, if there are any, else in the whole text. Empty boxes do not count; two boxes that say
-    different things are no answer, so that nobody can answer twice. Raises `ExtractionError`.
+    different things are no answer, so that nobody can answer twice. Raises `AnswerError`.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ExtractionError("the text is too long to hold an answer")
+        raise AnswerError("the text is too long to hold an answer")
     tagged = ANSWER_TAGS.findall(text)
     text = tagged[-1] if tagged else text
     boxes = [box for box in (content.strip() for content in _boxes(text)) if box]
     if boxes:
         if len({re.sub(r"\s", "", box) for box in boxes}) > 1:
-            raise ExtractionError("two boxes say different things")
+            raise AnswerError("two boxes say different things")
         return boxes[-1]
     if BOX.search(text):
-        raise ExtractionError("the box is empty or never closed")
+        raise AnswerError("the box is empty or never closed")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ExtractionError("there is no answer")
+        raise AnswerError("there is no answer")
     last = lines[-1].strip("*").strip()
     lead_in = LEAD_IN.match(last)
     return last[lead_in.end() :].strip() if lead_in else last
+
+
+def readings(text: str) -> list[str]:
+    """The whole text, which may be an answer of several lines, and the final answer if there is one."""
+    if not text.strip() or len(text) > MAX_CHARACTERS:
+        return []
+    try:
+        return [text.strip(), final_answer(text)]
+    except AnswerError:
+        return [text.strip()]
 
 
 def _boxes(text: str) -> Iterator[str]:

@@ -5,10 +5,10 @@ The rules, in order; the first that applies decides.
 1. The answer is what `final_answer` finds: the box, or the last line. `x =` before it is left out of account.
 2. The same text as the reference, but for white space, dollar signs and LaTeX's layout commands: right.
 3. The reference is a number, perhaps with a unit in words: the answer must be a number of the same value, and its unit
-   must be the same or left out. A number is an integer (thousands separators may stand), a decimal, `3e5`, or a fraction of
-   integers in lowest terms. `48/2`, `12 \times 4`, or `0.333` for 1/3 are not: a value that is not worked out, or
-   rounded, is never paid. A percent sign, a currency sign before it and a degree sign are left out of account: `50%` is
-   50, and not 1/2.
+   must be the same or left out. A number is an integer (thousands separators may stand), a decimal, `3e5`, or a
+   fraction of integers in lowest terms. `48/2`, `12 \times 4`, or `0.333` for 1/3 are not: a value that is not worked
+   out, or rounded, is never paid. A percent sign, a currency sign before it and a degree sign are left out of account:
+   `50%` is 50, and not 1/2.
 4. The reference is words: the answer must be the same words, whatever their case.
 5. Otherwise both are formulas, and math-verify compares them in a process that is killed at a deadline. First, both
    must hold the same letters (`5 cm` is not `5 m`) and be enclosed in the same kind of bracket ((1,2) is no set).
@@ -23,7 +23,7 @@ from math import gcd
 from typing import NamedTuple
 
 from ponder.tasks.base import Verdict
-from ponder.verifiers.extraction import ExtractionError, final_answer
+from ponder.verifiers.extraction import AnswerError, final_answer
 from ponder.verifiers.pool import DeadlineExceededError, KillableWorker
 
 DEADLINE_S = 2.0
@@ -59,7 +59,7 @@ def verify_math(answer: str, reference: str) -> Verdict:
     try:
         given = _without_variable(final_answer(answer))
         wanted = _without_variable(final_answer(reference))
-    except ExtractionError as error:
+    except AnswerError as error:
         return Verdict(False, None, str(error))
     if _plain(given) == _plain(wanted):
         return Verdict(True, given, "it is the reference")
@@ -76,7 +76,7 @@ def math_vote_key(answer: str) -> str | None:
     """One form for equal numbers, and for formulas that are written alike; None where there is no answer."""
     try:
         given = _without_variable(final_answer(answer))
-    except ExtractionError:
+    except AnswerError:
         return None
     quantity = _quantity(given)
     return _plain(given) if quantity is None else f"{quantity.value} {quantity.unit}".strip()
