@@ -1,0 +1,183 @@
+"""The `evaluate` stage on a tiny untrained model: rows, samples, resume, and what the numbers rest on."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ponder.evaluation.metrics import pass_at_1
+from ponder.model.config import DecoderConfig
+from ponder.model.decoder import Decoder
+from ponder.model.folder import save_folder
+from ponder.model.tokenizer import Tokenizer
+from ponder.progress import Reporter
+from ponder.recipe import EvaluateStage, Recipe, load_recipe
+from ponder.run import RunFolder, StageContext
+from ponder.stages import evaluate
+from ponder.stages.evaluate import results_table, run_stage
+from ponder.tasks import get_task
+from ponder.tasks.base import Problem, Verdict, split_of
+
+PROBLEMS, SAMPLES = 5, 4
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
+    config = DecoderConfig(
+        family="llama",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        max_positions=512,
+        eos_ids=tokenizer.eos_ids,
+    )
+    decoder = Decoder(config)
+    decoder.initialise(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny model"
+    # an untrained model hits any one token rarely: a third of all tokens end its replies
+    save_folder(folder, decoder, tokenizer, {"eos_token_id": list(range(0, tokenizer.vocab_size, 3))})
+    return folder
+
+
+def recipe(folder: Path, models: int = 1) -> Recipe:
+    stage = {
+        "verb": "evaluate",
+        "models": [str(folder), str(folder.parent / "." / folder.name) + "/"][:models],
+        "template": "mini",
+        "tasks": {"countdown": {}, "arithmetic": {}},
+        "problems": PROBLEMS,
+        "samples": SAMPLES,
+        "sampling": {"temperature": 1.0, "top_p": 0.9, "max_tokens": 12},
+    }
+    return load_recipe({"name": "e", "stages": {"table": stage}})
+
+
+@pytest.fixture
+def context(tmp_path: Path, model_folder: Path) -> Iterator[StageContext]:
+    run = RunFolder(tmp_path / "run")
+    loaded = recipe(model_folder)
+    with run.lock():
+        run.prepare(loaded)
+        context = StageContext.open(loaded, "table", run, Reporter("table", quiet=True))
+        yield context
+        context.close()
+
+
+def stage_of(context: StageContext) -> EvaluateStage:
+    stage = context.recipe.stages["table"]
+    assert isinstance(stage, EvaluateStage)
+    return stage
+
+
+def samples_of(context: StageContext, row: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = (context.run.path / row["samples"]).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_row_says_how_its_number_was_made(context: StageContext, model_folder: Path) -> None:
+    run_stage(stage_of(context), context)
+    rows = context.run.evaluations()
+    assert {row["benchmark"] for row in rows} == {"countdown", "arithmetic"}
+    metrics = [row["metric"] for row in rows if row["benchmark"] == "countdown"]
+    for metric in ("accuracy/pass@1", "accuracy/pass@4", "accuracy/cons@4", "length/mean", "length/stop_rate"):
+        assert metric in metrics
+    (row,) = (r for r in rows if (r["benchmark"], r["metric"]) == ("countdown", "accuracy/pass@1"))
+    assert row["model"] == str(model_folder)
+    assert (row["k"], row["problems"], row["seed"], row["engine"]) == (SAMPLES, PROBLEMS, context.seed, "native")
+    assert (row["temperature"], row["top_p"], row["top_k"], row["max_tokens"]) == (1.0, 0.9, 0, 12)
+    assert (row["template"], len(row["template_hash"])) == ("mini", 16)
+    assert row["interval"][0] <= row["value"] <= row["interval"][1]
+    assert row["interval"][1] > 0.1  # nothing right, and still no certainty
+
+
+def test_the_samples_bear_the_numbers_out(
+    context: StageContext, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged again from the file alone, the samples give the value in the row."""
+    judge = lambda self, answer, problem: Verdict(len(answer) % 2 == 0, answer, "")  # noqa: E731
+    monkeypatch.setattr(type(get_task("countdown")), "verify", judge)
+    run_stage(stage_of(context), context)
+    (row,) = (r for r in context.run.evaluations() if (r["benchmark"], r["metric"]) == ("countdown", "accuracy/pass@1"))
+    samples = samples_of(context, row)
+    assert len(samples) == PROBLEMS * SAMPLES
+    assert 0 < sum(s["correct"] for s in samples) < len(samples)
+    by_problem: dict[str, list[bool]] = {}
+    for sample in samples:
+        by_problem.setdefault(sample["problem_id"], []).append(sample["correct"])
+        finished = sample["answer"] is not None and sample["finish_reason"] == "stop"
+        assert sample["correct"] == (finished and len(sample["answer"]) % 2 == 0)
+        problem = Problem("countdown", sample["problem"], sample["reference"], content=_countdown_content(sample))
+        assert split_of(problem) == "test"
+    estimate = pass_at_1(list(by_problem.values()))
+    assert (row["value"], row["interval"]) == (estimate.value, [estimate.low, estimate.high])
+
+
+def _countdown_content(sample: dict[str, Any]) -> str:
+    reference = sample["reference"]
+    return f"{','.join(map(str, sorted(reference['numbers'])))}={reference['target']}"
+
+
+def test_a_stopped_stage_goes_on_where_it_was(
+    context: StageContext, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate.evaluate_problems
+    asked: list[str] = []
+
+    def until_arithmetic(engine: Any, tokenizer: Any, problems: list[Problem], *rest: Any, **options: Any) -> Any:
+        asked.append(problems[0].task)
+        if asked == ["countdown", "arithmetic"]:
+            raise KeyboardInterrupt
+        return real(engine, tokenizer, problems, *rest, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate_problems", until_arithmetic)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage_of(context), context)
+    assert {row["benchmark"] for row in context.run.evaluations()} == {"countdown"}
+    run_stage(stage_of(context), context)
+    assert asked == ["countdown", "arithmetic", "arithmetic"]
+    assert {row["benchmark"] for row in context.run.evaluations()} == {"countdown", "arithmetic"}
+    assert [line["step"] for line in context.run.metrics("table")] == [1, 2]
+
+
+def test_every_model_answers_the_same_problems_from_the_same_streams(tmp_path: Path, model_folder: Path) -> None:
+    """The same weights under two names give the same samples."""
+    run = RunFolder(tmp_path / "two")
+    loaded = recipe(model_folder, models=2)
+    with run.lock():
+        run.prepare(loaded)
+        context = StageContext.open(loaded, "table", run, Reporter("table", quiet=True))
+        run_stage(stage_of(context), context)
+        first, second = (
+            samples_of(context, row)
+            for row in run.evaluations()
+            if (row["benchmark"], row["metric"]) == ("arithmetic", "accuracy/pass@1")
+        )
+        context.close()
+    assert first == second
+
+
+def test_the_table_shows_value_and_interval() -> None:
+    rng = random.Random(0)
+    row = {"model": "zero", "benchmark": "countdown", "problems": 60, "k": 16}
+    rows = [
+        {**row, "metric": "accuracy/pass@1", "value": 0.71, "interval": [0.66, 0.75]},
+        {**row, "metric": "length/mean", "value": 80.0 + rng.random(), "interval": None},
+        {**row, "metric": "reflection/words_per_response", "value": 1.0, "interval": None},
+    ]
+    table = results_table(rows)
+    assert [column.header for column in table.columns] == [
+        "model",
+        "benchmark",
+        "problems x k",
+        "pass@1",
+        "length/mean",
+    ]
+    assert list(table.columns[3].cells) == ["0.710 [0.660, 0.750]"]
