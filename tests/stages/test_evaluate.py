@@ -12,9 +12,11 @@ from ponder.evaluation.metrics import pass_at_1
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.model.folder import save_folder
+from ponder.model.parser import split_thinking
 from ponder.model.tokenizer import Tokenizer
 from ponder.progress import Reporter
 from ponder.recipe import EvaluateStage, Recipe, load_recipe
+from ponder.rewards import is_finished
 from ponder.run import RunFolder, StageContext
 from ponder.stages import evaluate
 from ponder.stages.evaluate import results_table, run_stage
@@ -43,7 +45,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoder.initialise(0)
     folder = tmp_path_factory.mktemp("models") / "tiny model"
     # an untrained model hits any one token rarely: a third of all tokens end its replies
-    save_folder(folder, decoder, tokenizer, {"eos_token_id": list(range(0, tokenizer.vocab_size, 3))})
+    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
+    save_folder(folder, decoder, tokenizer)
     return folder
 
 
@@ -112,7 +115,9 @@ def test_the_samples_bear_the_numbers_out(
     by_problem: dict[str, list[bool]] = {}
     for sample in samples:
         by_problem.setdefault(sample["problem_id"], []).append(sample["correct"])
-        finished = sample["answer"] is not None and sample["finish_reason"] == "stop"
+        split = split_thinking(sample["text"])
+        finished = is_finished(split, sample["finish_reason"])
+        assert split.answer == sample["answer"]
         assert sample["correct"] == (finished and len(sample["answer"]) % 2 == 0)
         problem = Problem("countdown", sample["problem"], sample["reference"], content=_countdown_content(sample))
         assert split_of(problem) == "test"
