@@ -10,6 +10,9 @@ from ponder.rollout.base import Sampling
 _BLOCK = 256
 """The cumulative sum runs over blocks of so many tokens first, then within one block."""
 
+_BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1: a sum times it is strictly below the sum."""
+
 _CANDIDATES = 256
 """Top-p looks among so many of the most probable tokens first, and sorts the vocabulary only if they fall short."""
 
@@ -52,9 +55,11 @@ def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     block = _first_above(ends, aim)
     start = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
     inner = blocks[torch.arange(rows, device=weights.device), block.squeeze(1)]
-    offset = _first_above(inner.cumsum(-1), aim - start)
+    running = inner.cumsum(-1)
+    # a block's sum and its running sum round differently: aim no further than the last token of positive weight
+    offset = _first_above(running, torch.minimum(aim - start, running[:, -1:] * _BELOW_ONE))
     ids = (block * _BLOCK + offset).squeeze(1)
-    # rounding may point past a block's last token of positive weight: step back to the most probable one there
+    # a GPU's running sum need not be monotone: step from a token without weight to the most probable one there
     astray = padded.gather(1, ids[:, None]).squeeze(1) <= 0
     return torch.where(astray, block.squeeze(1) * _BLOCK + inner.argmax(-1), ids), total
 
