@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder.errors import UsageError
 from ponder.model.decoder import Decoder, PackedAttention, Packing
 from ponder.rollout.base import Completion, Progress, Request, Sampling, uniform_stream
 from ponder.rollout.sampling import draw
@@ -143,7 +144,7 @@ class NativeEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: Progress | None = None
     ) -> list[list[Completion]]:
-        """See `Engine`. Raises `ValueError` when a prompt is empty or leaves no room for `max_tokens`."""
+        """See `Engine`. Raises `UsageError` when a prompt is empty or leaves no room for `max_tokens`."""
         self._check(requests, sampling)
         results: list[list[Completion | None]] = [[None] * r.num_samples for r in requests]
         waiting = deque((i, s) for i, r in enumerate(requests) for s in range(r.num_samples))
@@ -175,14 +176,14 @@ class NativeEngine:
         room = self.decoder.config.max_positions
         for request in requests:
             if not request.prompt_ids:
-                raise ValueError(f"request {request.key!r} has an empty prompt")
+                raise UsageError(f"request {request.key!r} has an empty prompt")
             if len(request.prompt_ids) + sampling.max_tokens > room:
-                raise ValueError(
+                raise UsageError(
                     f"a prompt of {len(request.prompt_ids)} tokens and sampling.max_tokens={sampling.max_tokens} "
                     f"exceed the model's {room} positions: lower sampling.max_tokens"
                 )
         if sampling.stop and self.decode is None:
-            raise ValueError("stop texts need an engine with a tokenizer")
+            raise UsageError("stop texts need an engine with a tokenizer")
 
     def _join(
         self,
