@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.errors import BrokenInputError
 from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Attention, Decoder
+from ponder.model.decoder import Attention, Decoder, PackedAttention, Packing
 
 _NAME = "ponder"
-_PROBE_TOKENS = 8
+_PROBE_LENGTHS = (5, 8)
+"""Two sequences side by side: what carries a state from token to token besides attention would mix them."""
 _attention: ContextVar[Attention] = ContextVar("attention")
 
 
@@ -100,11 +102,14 @@ class FallbackDecoder(Decoder):
 
     @torch.no_grad()
     def _probe(self, name: str) -> None:
-        ids = torch.arange(1, 1 + _PROBE_TOKENS, device=self.head_weight.device).unsqueeze(0) % self.config.vocab_size
-        expected = self.model(input_ids=ids, use_cache=False).logits
+        device = self.head_weight.device
+        rows = [torch.arange(length, device=device) % self.config.vocab_size for length in _PROBE_LENGTHS]
+        expected = torch.cat([self.model(input_ids=row.unsqueeze(0), use_cache=False).logits[0] for row in rows])
+        packing = Packing.of_lengths(_PROBE_LENGTHS).to(device)
         try:
             self.model.set_attn_implementation(_NAME)
-            found = self.logits(ids)
+            hidden = self.hidden(torch.cat(rows), packing.positions, PackedAttention(packing))
+            found = F.linear(hidden, self.head_weight)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise BrokenInputError(f"{name} cannot be run through Ponder's attention: {error}") from error
         tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2

@@ -6,14 +6,20 @@ everything behind that is shared with `ponder.model.folder`.
 
 from __future__ import annotations
 
+import math
+import mmap
 import re
+import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
+from gguf.gguf_reader import READER_SUPPORTED_VERSIONS
+from gguf.quants import dequantize
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
@@ -33,110 +39,194 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> LoadedMod
 
     Raises `BrokenInputError` for a damaged file, another family, another kind of tokenizer, or a part of a split file.
     """
-    path = Path(path)
-    reader = _open(path)
-    fields = _Fields(path, reader.fields)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = DecoderConfig.from_hf(_hf_config(fields, tensors))
-    names = {_hf_name(name): name for name in tensors if name != "rope_freqs.weight"}
+    file = _read(Path(path))
+    config = DecoderConfig.from_hf(_hf_config(file))
+    names = {_hf_name(name): name for name in file.tensors if name != _ROPE_TABLE}
 
     def read(name: str) -> Tensor:
-        tensor = torch.from_numpy(_dequantise(tensors[names[name]], path))
+        tensor = torch.from_numpy(file.dequantise(names[name]))
         # llama.cpp keeps q and k of this one family in the order in which rotated pairs are neighbours
         permuted = config.family == "llama" and re.search(r"\.[qk]_proj\.", name)
         return deinterleave(tensor, config.head_dim) if permuted else tensor
 
     decoder = build_decoder(config, names, read, dtype)
-    return LoadedModel(decoder, _tokenizer(fields, config), config, generation={})
+    return LoadedModel(decoder, _tokenizer(file, config), config, generation={})
 
 
-def _open(path: Path) -> Any:
-    from gguf import GGUFReader
-
-    if not path.is_file():
-        raise BrokenInputError(f"there is no file {path}")
-    try:
-        return GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise BrokenInputError(f"{path} is not a GGUF file or is damaged: {error}") from error
+# --- the file -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Fields:
-    """The metadata of a file."""
+class _TensorInfo:
+    """Where a tensor lies: `shape` counts rows first, `offset` is in bytes from the file's start."""
+
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return math.prod(self.shape) // block * size
+
+
+@dataclass(frozen=True)
+class _File:
+    """Metadata, the tensors' places, and the bytes they lie in."""
 
     path: Path
-    fields: Mapping[str, Any]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.fields[key].contents() if key in self.fields else default
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, _TensorInfo]
+    data: mmap.mmap
 
     def need(self, key: str) -> Any:
-        if key not in self.fields:
+        if key not in self.metadata:
             raise BrokenInputError(f"{self.path} lacks the metadata {key}")
-        return self.fields[key].contents()
+        return self.metadata[key]
+
+    def dequantise(self, name: str) -> np.ndarray:
+        """A tensor in float32."""
+        info = self.tensors[name]
+        rows = np.frombuffer(self.data, np.uint8, info.num_bytes, info.offset).reshape(*info.shape[:-1], -1)
+        try:
+            values: np.ndarray = dequantize(rows, info.kind)
+        except NotImplementedError as error:
+            raise BrokenInputError(
+                f"{self.path} holds {name} as {info.kind.name}, which the gguf library cannot read"
+            ) from error
+        # a copy: float32 comes as a read-only view of the file
+        return np.array(values, dtype=np.float32)
 
 
-def _dequantise(tensor: Any, path: Path) -> np.ndarray:
-    from gguf.quants import dequantize
+_SCALARS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.FLOAT64: "d",
+    GGUFValueType.BOOL: "?",
+}
 
+
+class _Cursor:
+    """Reads little-endian values one behind the other; `struct.error` past the end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.position = 0
+
+    def numbers(self, code: str, count: int) -> tuple[Any, ...]:
+        form = f"<{count}{code}"
+        values = struct.unpack_from(form, self.data, self.position)
+        self.position += struct.calcsize(form)
+        return values
+
+    def number(self, code: str) -> Any:
+        return self.numbers(code, 1)[0]
+
+    def text(self) -> str:
+        (raw,) = self.numbers("s", self.number("Q")) or (b"",)
+        return str(raw, "utf-8")
+
+    def value(self) -> Any:
+        """A value of metadata, its type in front."""
+        kind = GGUFValueType(self.number("I"))
+        if kind is not GGUFValueType.ARRAY:
+            return self.text() if kind is GGUFValueType.STRING else self.number(_SCALARS[kind])
+        kind, count = GGUFValueType(self.number("I")), self.number("Q")
+        if kind is GGUFValueType.STRING:
+            return [self.text() for _ in range(count)]
+        return list(self.numbers(_SCALARS[kind], count))
+
+    def tensor(self) -> tuple[str, _TensorInfo]:
+        name = self.text()
+        sizes = self.numbers("Q", self.number("I"))  # the fastest-running axis first
+        return name, _TensorInfo(sizes[::-1], GGMLQuantizationType(self.number("I")), self.number("Q"))
+
+
+def _read(path: Path) -> _File:
+    """The file's header. The gguf library's own reader takes seconds for a vocabulary, hence this one."""
+    if not path.is_file():
+        raise BrokenInputError(f"there is no file {path}")
     try:
-        values: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-        kind = tensor.tensor_type.name
-        raise BrokenInputError(f"{path} holds {tensor.name} as {kind}, which the gguf library cannot read") from error
-    # a copy: float32 comes as a read-only view of the file
-    return np.array(values, dtype=np.float32)
+        with path.open("rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        cursor = _Cursor(data)
+        magic, version, num_tensors, num_values = cursor.numbers("I", 2) + cursor.numbers("Q", 2)
+        if magic != GGUF_MAGIC or version not in READER_SUPPORTED_VERSIONS:
+            raise ValueError(f"it begins with {data[:8]!r}")
+        metadata = {cursor.text(): cursor.value() for _ in range(num_values)}
+        tensors = dict(cursor.tensor() for _ in range(num_tensors))
+        alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+        start = -(-cursor.position // alignment) * alignment
+        tensors = {name: replace(info, offset=start + info.offset) for name, info in tensors.items()}
+        if any(info.offset + info.num_bytes > len(data) for info in tensors.values()):
+            raise ValueError("it ends before its last tensor")
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise BrokenInputError(f"{path} is not a GGUF file or is damaged: {error}") from error
+    return _File(path, metadata, tensors, data)
 
 
 # --- config ---------------------------------------------------------------------------------------------------------
 
 
-def _hf_config(fields: _Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+_ROPE_TABLE = "rope_freqs.weight"
+
+
+def _hf_config(file: _File) -> dict[str, Any]:
     """The config.json that describes this file."""
-    if fields.get("split.count", 1) > 1:
-        raise BrokenInputError(f"{fields.path} is one part of a split file: join the parts with llama-gguf-split first")
-    family = fields.need("general.architecture")
+    if file.metadata.get("split.count", 1) > 1:
+        raise BrokenInputError(f"{file.path} is one part of a split file: join the parts with llama-gguf-split first")
+    family = file.need("general.architecture")
 
     def need(key: str) -> Any:
-        return fields.need(f"{family}.{key}")
+        return file.need(f"{family}.{key}")
 
+    def get(key: str, default: Any) -> Any:
+        return file.metadata.get(f"{family}.{key}", default)
+
+    if "token_embd.weight" not in file.tensors:
+        raise BrokenInputError(f"{file.path} lacks the tensor token_embd.weight")
     heads, hidden = need("attention.head_count"), need("embedding_length")
     return {
         "model_type": family,
-        # the last axis of GGUF's shapes counts the rows
-        "vocab_size": int(tensors["token_embd.weight"].shape[-1]) if "token_embd.weight" in tensors else 0,
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": need("feed_forward_length"),
         "num_hidden_layers": need("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": fields.get(f"{family}.attention.head_count_kv", heads),
-        "head_dim": fields.get(f"{family}.attention.key_length", hidden // heads),
+        "num_key_value_heads": get("attention.head_count_kv", heads),
+        "head_dim": get("attention.key_length", hidden // heads),
         "max_position_embeddings": need("context_length"),
         # stored in float32: 1e-5 should read as 1e-5
         "rms_norm_eps": float(np.format_float_positional(np.float32(need("attention.layer_norm_rms_epsilon")))),
-        "rope_theta": fields.get(f"{family}.rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(fields, family, tensors),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _end_ids(fields),
-        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+        "rope_theta": get("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(file, family),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": _end_ids(file),
+        "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
     }
 
 
-def _end_ids(fields: _Fields) -> list[int]:
+def _end_ids(file: _File) -> list[int]:
     """The end of a text and, where it is another token, the end of a turn."""
-    stated = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    stated = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     return list(dict.fromkeys(i for i in stated if i is not None))
 
 
-def _rope_scaling(fields: _Fields, family: str, tensors: Mapping[str, Any]) -> dict[str, Any] | None:
-    if "rope_freqs.weight" in tensors:
-        return _llama3_scaling(_dequantise(tensors["rope_freqs.weight"], fields.path))
-    kind = fields.get(f"{family}.rope.scaling.type", "none")
+def _rope_scaling(file: _File, family: str) -> dict[str, Any] | None:
+    if _ROPE_TABLE in file.tensors:
+        return _llama3_scaling(file.dequantise(_ROPE_TABLE))
+    kind = file.metadata.get(f"{family}.rope.scaling.type", "none")
     if kind == "none":
         return None
-    return {"rope_type": kind, "factor": fields.get(f"{family}.rope.scaling.factor", 1.0)}
+    return {"rope_type": kind, "factor": file.metadata.get(f"{family}.rope.scaling.factor", 1.0)}
 
 
 def _llama3_scaling(divisors: np.ndarray) -> dict[str, Any]:
@@ -222,15 +312,15 @@ _STYLES = {
 }
 
 
-def _tokenizer(fields: _Fields, config: DecoderConfig) -> Tokenizer:
-    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+def _tokenizer(file: _File, config: DecoderConfig) -> Tokenizer:
+    kind, pre = file.metadata.get("tokenizer.ggml.model"), file.metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in _STYLES:
         raise BrokenInputError(
-            f"{fields.path} has a tokenizer of kind {kind}/{pre}; Ponder reads gpt2 with {', '.join(_STYLES)}"
+            f"{file.path} has a tokenizer of kind {kind}/{pre}; Ponder reads gpt2 with {', '.join(_STYLES)}"
         )
     style = _STYLES[pre]
-    tokens: list[str] = fields.need("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in fields.need("tokenizer.ggml.merges")]
+    tokens: list[str] = file.need("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in file.need("tokenizer.ggml.merges")]
     backend = Backend(
         models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=style.whole_words)
     )
@@ -238,29 +328,29 @@ def _tokenizer(fields: _Fields, config: DecoderConfig) -> Tokenizer:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = style.pieces()
     backend.decoder = decoders.ByteLevel()
-    for token, kind_of_token in zip(tokens, fields.get("tokenizer.ggml.token_type", []), strict=False):
+    for token, kind_of_token in zip(tokens, file.metadata.get("tokenizer.ggml.token_type", []), strict=False):
         if kind_of_token == _CONTROL:
             backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind_of_token == _USER_DEFINED:
             backend.add_tokens([AddedToken(token, special=False, normalized=False)])
-    backend.post_processor = _framing(fields, tokens)
+    backend.post_processor = _framing(file, tokens)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.max_positions,
     }
     for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        token_id = fields.get(f"tokenizer.ggml.{name}_token_id")
+        token_id = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if token_id is not None:
             settings[f"{role}_token"] = tokens[token_id]
-    return Tokenizer(backend, settings, fields.get("tokenizer.chat_template"), config.eos_ids)
+    return Tokenizer(backend, settings, file.metadata.get("tokenizer.chat_template"), config.eos_ids)
 
 
-def _framing(fields: _Fields, tokens: list[str]) -> Any:
+def _framing(file: _File, tokens: list[str]) -> Any:
     """Opens texts with the opening token where the file asks for that."""
     plain = processors.ByteLevel(trim_offsets=True)
-    bos_id = fields.get("tokenizer.ggml.bos_token_id")
-    if not fields.get("tokenizer.ggml.add_bos_token", False) or bos_id is None:
+    bos_id = file.metadata.get("tokenizer.ggml.bos_token_id")
+    if not file.metadata.get("tokenizer.ggml.add_bos_token", False) or bos_id is None:
         return plain
     bos = tokens[bos_id]
     opening = processors.TemplateProcessing(

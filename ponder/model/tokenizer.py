@@ -105,7 +105,11 @@ class Tokenizer:
         return cls(backend, settings)
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that transformers' AutoTokenizer and `from_folder` read."""
+        """Write the files that transformers' AutoTokenizer and `from_folder` read.
+
+        Beside a config of `model_type` qwen2, transformers 5 splits words as Qwen2 does, whatever tokenizer.json says:
+        a newly trained tokenizer belongs with the llama or qwen3 family.
+        """
         folder = Path(folder)
         self.backend.save(str(folder / "tokenizer.json"))
         # the template has a file of its own, where people can read it
