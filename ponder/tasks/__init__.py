@@ -24,7 +24,7 @@ MAX_DRAWS = 20_000
 """Draws in a row outside the wanted split after which there is none in it: the test split is a tenth of all."""
 
 MAX_REPEATS = 1_000
-"""Held-out draws in a row that were all seen before, after which a task counts as exhausted."""
+"""Problems in a row that were all seen before, after which there are no others."""
 
 
 @runtime_checkable
@@ -158,12 +158,13 @@ class ProblemStream:
         Raises `UsageError` when the tasks have too few different problems.
         """
         taken: dict[str, Problem] = {}
-        first = cursor
+        repeats = 0
         while len(taken) < num_problems:
             problem = self[cursor]
-            taken.setdefault(content_hash(problem), problem)
             cursor += 1
-            if cursor - first > 100 * num_problems:
+            repeats = repeats + 1 if content_hash(problem) in taken else 0
+            taken.setdefault(content_hash(problem), problem)
+            if repeats == MAX_REPEATS:
                 raise UsageError(
                     f"tasks: only {len(taken)} different problems turned up where {num_problems} are needed at once; "
                     "raise `difficulty` or lower `prompts_per_step`"

@@ -93,10 +93,10 @@ def parse_equation(text: str) -> Node:
     return node
 
 
-def value(node: Node) -> Fraction:
-    """The exact value. Raises `ExpressionError` on a division by zero."""
+def value(node: Node) -> int | Fraction:
+    """The exact value, a fraction only where something was divided. Raises `ExpressionError` on a division by zero."""
     if isinstance(node, int):
-        return Fraction(node)
+        return node
     operator, left, right = node
     a, b = value(left), value(right)
     if operator == "+":
@@ -107,7 +107,7 @@ def value(node: Node) -> Fraction:
         return a * b
     if b == 0:
         raise ExpressionError("it divides by zero")
-    return a / b
+    return Fraction(a) / b
 
 
 def numbers(node: Node) -> list[int]:

@@ -21,7 +21,6 @@ LEAD_IN = re.compile(
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # A box's opening, an escaped brace (which is text), or a brace.
 BRACE = re.compile(rf"{BOX.pattern}|\\[{{}}\\]|[{{}}]")
-ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class AnswerError(ValueError):
@@ -31,13 +30,14 @@ class AnswerError(ValueError):
 def final_answer(text: str) -> str:
     r"""The final answer: what stands in the boxes; else the last line, without words such as `The answer is`.
 
-    Within `<answer>` tags, if there are any, else in the whole text. Empty boxes do not count; two boxes that say
-    different things are no answer, so that nobody can answer twice. Raises `AnswerError`.
+    Within the last `<answer>` tags, if there are any, else in the whole text. Empty boxes do not count; two boxes that
+    say different things are no answer, so that nobody can answer twice. Raises `AnswerError`.
     """
     if len(text) > MAX_CHARACTERS:
         raise AnswerError("the text is too long to hold an answer")
-    tagged = ANSWER_TAGS.findall(text)
-    text = tagged[-1] if tagged else text
+    before, closing_tag, _ = text.rpartition("</answer>")
+    if closing_tag:
+        text = before.rpartition("<answer>")[2]
     boxes = [box for box in (content.strip() for content in _boxes(text)) if box]
     if boxes:
         if len({re.sub(r"\s", "", box) for box in boxes}) > 1:

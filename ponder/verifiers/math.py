@@ -131,11 +131,11 @@ def _verify_formula(given: str, wanted: str) -> Verdict:
 
 
 def _plain(text: str, keep_spaces: bool = False) -> str:
-    """The text without layout; without spaces too, unless they are kept."""
+    """The text without layout; without spaces too, unless they are kept, but `1 2` never becomes 12."""
     text = LAYOUT.sub("", text)
     for spelling, plain in RENAMED.items():
         text = text.replace(spelling, plain)
-    return text.strip() if keep_spaces else re.sub(r"\s", "", text)
+    return text.strip() if keep_spaces else re.sub(r"(?<![0-9.])\s+|\s+(?![0-9.])", "", text)
 
 
 def _without_variable(text: str) -> str:
