@@ -39,6 +39,8 @@ class SamplingSettings(Settings):
     """Keep only the k most probable tokens; 0 keeps all."""
     max_tokens: int = Field(512, ge=1)
     """Longest completion, in tokens; 32,768 then 65,536 in [R1 2.1]."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, besides the model's own end token; they stay in it."""
 
 
 class TaskSettings(Settings):

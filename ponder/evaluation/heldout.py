@@ -169,6 +169,7 @@ def engine_sampling(settings: SamplingSettings, tokenizer: Tokenizer) -> Samplin
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
+        stop=settings.stop,
         stop_ids=tokenizer.eos_ids,
     )
 
