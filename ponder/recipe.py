@@ -236,6 +236,8 @@ class ModelShape(Settings):
     head_dim: int = 32
     max_positions: int = 1024
     tied_embeddings: bool = True
+    seed: int | None = None
+    """Of the first weights; None follows from the recipe's seed."""
 
 
 class FineTuneStage(Settings):
@@ -249,7 +251,7 @@ class FineTuneStage(Settings):
     data: tuple[str, ...]
     """`mini-world` (text that Ponder generates), another stage's name, or a JSONL or Parquet file."""
     data_options: dict[str, Any] = {}
-    """Passed to the text generator."""
+    """Passed to the text generator; its `seed`, where not given, follows from the recipe's."""
     steps: int = Field(1000, ge=1)
     """Optimizer steps."""
     tokens_per_step: int = Field(16384, ge=64)

@@ -23,7 +23,7 @@ from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example
 from ponder.training.update import supervised_step
 
-_TOKENIZER_DOCUMENTS = 20_000
+_TOKENIZER_DOCUMENTS = 6_000
 """Documents of the stage's own text that its tokenizer is trained on."""
 
 
@@ -80,7 +80,7 @@ def run_stage(stage: FineTuneStage, context: StageContext) -> None:
 def _open_world(stage: FineTuneStage, seed: int) -> MiniWorld:
     if stage.data != ("mini-world",):
         raise UsageError(f"data {', '.join(stage.data)!r} cannot be read yet: `mini-world` is the one source")
-    return MiniWorld(seed, **stage.data_options)
+    return MiniWorld(**{"seed": seed, **stage.data_options})
 
 
 def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> LoadedModel:
@@ -91,12 +91,12 @@ def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> Loa
     tokenizer = Tokenizer.train(texts, stage.shape.vocab_size)
     config = _config(stage.shape, tokenizer)
     decoder = Decoder(config)
-    decoder.initialise(context.seed % (1 << 31))
+    decoder.initialise(context.seed if stage.shape.seed is None else stage.shape.seed)
     return LoadedModel(decoder, tokenizer, config, generation={})
 
 
 def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
-    fields = shape.model_dump()
+    fields = shape.model_dump(exclude={"seed"})
     fields["vocab_size"] = tokenizer.vocab_size
     config = DecoderConfig(**fields, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id)
     return dataclasses.replace(config, qkv_bias=shape.family == "qwen2", qk_norm=shape.family == "qwen3")
