@@ -153,7 +153,9 @@ def _transpose(problem: Problem, narrator: Narrator) -> Trace:
     rows = [row.split(",") for row in problem.reference["matrix"].strip("[]").split("],[")]
     columns = [f"[{','.join(column)}]" for column in zip(*rows, strict=True)]
     parts = [("", column) for column in columns]
-    trace = spell(parts, ",", lambda column: column[::-1].replace("]", "(").replace("[", "]").replace("(", "["), narrator)
+    trace = spell(
+        parts, ",", lambda column: column[::-1].replace("]", "(").replace("[", "]").replace("(", "["), narrator
+    )
     return Trace(trace.thinking, f"[{trace.answer}]")
 
 

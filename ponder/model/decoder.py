@@ -1,25 +1,26 @@
 """The decoder of the Llama, Qwen2 and Qwen3 families, over packed tokens.
 
-Everything but attention works on one flat list of N tokens, whatever sequences they belong to: no padding is
-computed. How tokens see each other is the business of an `Attention` object, of which there are three: `PackedAttention`
-here (training and prompts), and the engine's cached attention (decoding, ponder/rollout/native.py).
+Everything but attention works on one flat list of N tokens, whatever sequences they belong to: no padding is computed.
+How tokens see each other is the business of an `Attention` object: `PackedAttention` here (training and prompts), or
+the engine's cached attention (decoding, ponder/rollout/native.py).
 
-Layout of the weights, per layer (`layers.{i}.`): `attention_norm.weight` (d), `qkv.weight` ((Hq + 2 Hkv) * D, d) with an
-optional `qkv.bias`, `q_norm.weight` and `k_norm.weight` (D) for Qwen3, `out.weight` (d, Hq * D), `mlp_norm.weight` (d),
-`gate_up.weight` (2 * f, d; gate first), `down.weight` (d, f); then `norm.weight`, `embedding.weight` (V, d) and, when not
-tied, `head.weight` (V, d). Within each head of q and k the rows stand in *interleaved* order (pairs that rotate
-together are neighbours), so that a rotation is one complex product; `interleave` and `deinterleave` convert from and to
-Hugging Face's half-split order.
+Layout of the weights, per layer (`layers.{i}.`): `attention_norm.weight` (d), `qkv.weight` ((Hq + 2 Hkv) * D, d) with
+an optional `qkv.bias`, `q_norm.weight` and `k_norm.weight` (D) for Qwen3, `out.weight` (d, Hq * D), `mlp_norm.weight`
+(d), `gate_up.weight` (2 * f, d; gate first), `down.weight` (d, f); then `norm.weight`, `embedding.weight` (V, d) and,
+when not tied, `head.weight` (V, d). Within each head of q and k the rows stand in *interleaved* order (pairs that
+rotate together are neighbours), so that a rotation is one complex product; `interleave` and `deinterleave` convert from
+and to Hugging Face's half-split order.
 
-Shapes: N tokens, d hidden, f intermediate, Hq and Hkv heads, D head size, V vocabulary; B sequences of a bucket, T its longest.
+Shapes: N tokens, d hidden, f intermediate, Hq and Hkv heads, D head size, V vocabulary; B sequences of a bucket, of
+which T is the longest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Packing:
 
     @classmethod
     def of_groups(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> Packing:
-        """Groups of (prompt length, own lengths): rows are prompt, own tokens of the first, of the second, and so on."""
+        """Groups of (prompt length, own lengths): rows are prompt, own tokens of the first, of the second, ...."""
         rows: list[np.ndarray] = []
         start = 0
         for prompt, own in groups:
@@ -187,7 +188,9 @@ class Layer(nn.Module):
 
     def _heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
-        qk, v = self.qkv(x).view(x.shape[0], -1, c.head_dim).split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
+        qk, v = (
+            self.qkv(x).view(x.shape[0], -1, c.head_dim).split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((c.num_heads, c.num_kv_heads), dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
@@ -206,6 +209,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_eps)
         self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.rotations: Tensor
         self.register_buffer("rotations", rotation_table(config), persistent=False)
 
     @property
@@ -263,7 +267,7 @@ def rotation_table(config: DecoderConfig) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _llama3_frequencies(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:
+def _llama3_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     """Llama 3.1's scaling: long wavelengths stretched by `factor`, short ones kept, a smooth ramp between."""
     wavelengths = 2 * math.pi / frequencies
     original, low, high = (

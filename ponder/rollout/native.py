@@ -35,10 +35,7 @@ class KeyValueCache:
 
     def __init__(self, decoder: Decoder, rows: int) -> None:
         c = decoder.config
-        self._shape = (c.num_layers, rows, c.num_kv_heads)
-        self._head_dim = c.head_dim
-        self._options = {"dtype": decoder.head_weight.dtype, "device": decoder.head_weight.device}
-        self.keys = torch.empty(*self._shape, 0, c.head_dim, **self._options)
+        self.keys = decoder.head_weight.new_empty(c.num_layers, rows, c.num_kv_heads, 0, c.head_dim)
         self.values = torch.empty_like(self.keys)
 
     def reserve(self, positions: int) -> None:
@@ -48,10 +45,7 @@ class KeyValueCache:
             return
         # doubling keeps the copies linear in the final size
         capacity = max(-(-positions // _CACHE_BLOCK) * _CACHE_BLOCK, 2 * held)
-        for name in ("keys", "values"):
-            grown = torch.zeros(*self._shape, capacity, self._head_dim, **self._options)
-            grown[:, :, :, :held] = getattr(self, name)
-            setattr(self, name, grown)
+        self.keys, self.values = (F.pad(x, (0, 0, 0, capacity - held)) for x in (self.keys, self.values))
 
     def move(self, source: int, target: int, positions: int) -> None:
         """Copy one row over another."""
@@ -68,7 +62,9 @@ class CachedAttention:
         self.rows = torch.arange(positions.shape[0], device=positions.device)
         self.longest = int(positions.max()) + 1
         visible = torch.arange(self.longest, device=positions.device) <= positions[:, None]
-        self.mask = torch.zeros(visible.shape, device=positions.device).masked_fill_(~visible, -torch.inf)[:, None, None]
+        self.mask = torch.zeros(visible.shape, device=positions.device).masked_fill_(~visible, -torch.inf)[
+            :, None, None
+        ]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n, heads, size = q.shape

@@ -7,8 +7,6 @@ import math
 import time
 from collections.abc import Iterator
 
-import torch
-
 from ponder.errors import RefusedError, UsageError
 from ponder.mini.world import MiniWorld
 from ponder.model.config import DecoderConfig

@@ -14,6 +14,7 @@ bit for bit as if it had not been.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -212,12 +213,12 @@ class Reinforcement:
     def _update(self, groups: Sequence[Group]) -> list[UpdateStatistics]:
         """`updates_per_step` optimizer steps, over whole groups dealt out evenly."""
         stage = self.stage
-        if self.reference is not None and stage.algorithm.kl.refresh_every:
-            if self.step and self.step % stage.algorithm.kl.refresh_every == 0:
-                self.reference.load_state_dict(self.policy.state_dict())
+        refresh = stage.algorithm.kl.refresh_every
+        if self.reference is not None and refresh and self.step and self.step % refresh == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
         trajectories = [self._trajectories(group) for group in groups]
         if stage.algorithm.importance.mode != "none":
-            self._with_old_logprobs(trajectories)
+            trajectories = [self._with_old_logprobs(group) for group in trajectories]
         updates = []
         for part in range(stage.updates_per_step):
             dealt = [t for group in trajectories[part :: stage.updates_per_step] for t in group]
@@ -243,10 +244,9 @@ class Reinforcement:
             for c, advantage in zip(group.completions, group.advantages, strict=True)
         ]
 
-    def _with_old_logprobs(self, trajectories: Sequence[Sequence[Trajectory]]) -> None:
-        flat = [t for group in trajectories for t in group]
-        for trajectory, logprobs in zip(flat, self._sequence_logprobs(self.policy, flat), strict=True):
-            trajectory.old_logprobs = logprobs.tolist()
+    def _with_old_logprobs(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        logprobs = self._sequence_logprobs(self.policy, trajectories)
+        return [dataclasses.replace(t, old_logprobs=x.tolist()) for t, x in zip(trajectories, logprobs, strict=True)]
 
     def _sequence_logprobs(self, model: Decoder, trajectories: Sequence[Trajectory]) -> list[Tensor]:
         """The reply's log-probabilities (T,) under `model`, for each trajectory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The state last saved in `folder`, or None. Only tensors and plain values are ever unpickled."""
+    """The state last saved in `folder`, or None. Only tensors and plain values are ever unpickled.
+
+    Raises `BrokenInputError` when the file is damaged.
+    """
     path = folder / _FILE
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise BrokenInputError(f"{path} is damaged: start the stage again with --fresh ({error})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # what torch says here is about its own settings, and would lead a reader astray
+        raise BrokenInputError(f"{path} is damaged: start the stage again with --fresh") from error
     return state

@@ -27,8 +27,8 @@ class Example:
 class MicroBatch:
     """One forward and backward pass.
 
-    `tokens` (N,) are the rows; `predictors` (M,) the row whose hidden state predicts each reply token, `targets` (M,) that
-    token, `sequence_ids` (M,) its example within the micro-batch; `members` the examples' indices in the whole batch.
+    `tokens` (N,) are the rows; `predictors` (M,) the row whose hidden state predicts each reply token, `targets` (M,)
+    that token, `sequence_ids` (M,) its example within the micro-batch; `members` the examples' places in the batch.
     """
 
     packing: Packing

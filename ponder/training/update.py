@@ -93,9 +93,7 @@ def policy_step(
     )
     kl_in_loss = settings.kl.beta if settings.kl.place == "loss" else 0.0
     everything_counts = kl_in_loss > 0 or settings.entropy_bonus != 0
-    live = [
-        i for i, t in enumerate(trajectories) if weights[i] > 0 and (everything_counts or t.advantage != 0)
-    ]
+    live = [i for i, t in enumerate(trajectories) if weights[i] > 0 and (everything_counts or t.advantage != 0)]
     loss, gap, entropy, tokens = 0.0, 0.0, 0.0, 0
     statistics: LossStatistics | None = None
     for batch in micro_batches([trajectories[i].example for i in live], budget):
