@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -62,7 +63,7 @@ def test_every_example_is_packed_once_in_order_within_the_budget(examples: list[
         members = [examples[m] for m in batch.members]
         assert len(batch.tokens) == rows_needed(members)
         assert len(batch.tokens) <= budget or len(members) == 1
-    for one, other in zip(batches, batches[1:], strict=False):
+    for one, other in itertools.pairwise(batches):
         # no batch ends before it has to
         assert rows_needed([examples[m] for m in (*one.members, other.members[0])]) > budget
 
