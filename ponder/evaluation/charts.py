@@ -31,7 +31,10 @@ _HEADROOM = 1.04  # of the vertical axis above the highest value
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart. `colour` is 1 to 5; `band` holds (step, low, high)."""
+    """One line of a chart. `colour` is 1 to 5; `band` holds (step, low, high).
+
+    A line that is alone in its chart may go without a label.
+    """
 
     label: str
     points: Points
@@ -46,12 +49,13 @@ Format = Callable[[float], str]
 
 
 def number(value: float) -> str:
-    """A number for a person: three significant digits, thousands set apart, tiny ones as 2.4e-07."""
+    """A number for a person: three significant digits, thousands set apart, tiny ones as 2.4e-7."""
     size = abs(value)
     if value == 0:
         return "0"
     if size < 1e-3:
-        return f"{value:.1e}"
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     if size >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
@@ -78,10 +82,14 @@ def line_chart(
     drawn = [line for line in lines if any(value is not None for _, value in line.points)]
     if not drawn:
         return None
+    heading = [element("h3", title), element("p", note, class_="note") if note else None]
+    constant = {value for line in drawn for _, value in line.points if value is not None}
+    if len(constant) == 1 and max(len(line.points) for line in drawn) > 1:
+        always = element("p", element("b", form(constant.pop())), f" at every {x_label}", class_="constant")
+        return element("figure", *heading, always, class_="chart")
     frame = _Frame.around(drawn, top)
     parts = [
-        element("h3", title),
-        element("p", note, class_="note") if note else None,
+        *heading,
         _legend(drawn, form),
         element(
             "div",
@@ -102,10 +110,13 @@ def line_chart(
 
 def running_mean(points: Points, window: int) -> list[tuple[float, float | None]]:
     """Mean of the last `window` values at each point; a gap stays a gap, and does not count in the means after it."""
+    sums = [0.0, *itertools.accumulate(value or 0.0 for _, value in points)]
+    counts = [0, *itertools.accumulate(value is not None for _, value in points)]
     smooth: list[tuple[float, float | None]] = []
-    for index, (step, value) in enumerate(points):
-        near = [v for _, v in points[max(0, index - window + 1) : index + 1] if v is not None]
-        smooth.append((step, None if value is None else fmean(near)))
+    for end, (step, value) in enumerate(points, start=1):
+        start = max(0, end - window)
+        mean = None if value is None else (sums[end] - sums[start]) / (counts[end] - counts[start])
+        smooth.append((step, mean))
     return smooth
 
 
@@ -144,13 +155,21 @@ class _Frame:
 
 
 def _legend(lines: Sequence[Line], form: Format) -> Html:
+    """Each line's name with its last value; a line alone needs no name, and shows its first value too."""
+    if len(lines) == 1 and not lines[0].label:
+        values = [value for _, value in _bold(lines[0]) if value is not None]
+        return element("p", element("b", f"{form(values[0])} → {form(values[-1])}"), class_="legend")
     keys = []
     for line in lines:
-        shown = running_mean(line.points, smoothing_window(line.points)) if _is_smoothed(line) else line.points
-        last = next(value for _, value in reversed(shown) if value is not None)
+        last = next(value for _, value in reversed(_bold(line)) if value is not None)
         swatch = element("i", class_=f"swatch c{line.colour}{' dashed' if line.dashed else ''}")
         keys.append(element("span", swatch, line.label, " ", element("b", form(last)), class_="key"))
     return element("p", *keys, class_="legend")
+
+
+def _bold(line: Line) -> Points:
+    """What the line's bold stroke goes through."""
+    return running_mean(line.points, smoothing_window(line.points)) if _is_smoothed(line) else line.points
 
 
 def _is_smoothed(line: Line) -> bool:
@@ -169,10 +188,7 @@ def _svg(title: str, lines: Sequence[Line], frame: _Frame, form: Format) -> Html
         colour = f"c{line.colour}{' dashed' if line.dashed else ''}"
         if _is_smoothed(line):
             shapes.append(element("path", d=_path(line.points, frame), class_=f"line faint {colour}"))
-            smooth = running_mean(line.points, smoothing_window(line.points))
-            shapes.append(element("path", d=_path(smooth, frame), class_=f"line {colour}"))
-        else:
-            shapes.append(element("path", d=_path(line.points, frame), class_=f"line {colour}"))
+        shapes.append(element("path", d=_path(_bold(line), frame), class_=f"line {colour}"))
     return element(
         "svg",
         *shapes,
@@ -187,7 +203,7 @@ def _in_words(lines: Sequence[Line], form: Format) -> str:
     texts = []
     for line in lines:
         values = [value for _, value in line.points if value is not None]
-        texts.append(f"{line.label} from {form(values[0])} to {form(values[-1])}")
+        texts.append(f"{line.label} from {form(values[0])} to {form(values[-1])}".strip())
     return "; ".join(texts)
 
 
@@ -258,7 +274,7 @@ def _tip_row(line: Line, step: float, form: Format) -> Html | None:
     if value is None:
         return None
     bounds = next((f" ({form(low)} to {form(high)})" for at, low, high in line.band if at == step), "")
-    return element("span", element("i", class_=f"swatch c{line.colour}"), f"{line.label} {form(value)}{bounds}")
+    return element("span", element("i", class_=f"swatch c{line.colour}"), f"{line.label} {form(value)}{bounds}".strip())
 
 
 def _y_axis(frame: _Frame, form: Format) -> Html:
@@ -267,12 +283,12 @@ def _y_axis(frame: _Frame, form: Format) -> Html:
 
 
 def _x_axis(frame: _Frame, x_label: str) -> Html:
-    marks = [t for t in ticks(frame.left, frame.right, 5) if t == int(t)]
+    marks = [t for t in ticks(frame.left, frame.right) if t == int(t)]
     labels = (element("span", number(t), style=f"left:{_n(frame.x(t))}%") for t in marks)
     return element("div", *labels, element("em", x_label), class_="x")
 
 
-def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers between `low` and `high`, about `wanted` of them, 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
@@ -293,7 +309,7 @@ def interval_bars(rows: Iterable[tuple[str, Estimate]], form: Format = percent) 
                 "div",
                 element("span", label),
                 element("div", whisker, dot, class_="track"),
-                element("b", form(value)),
+                element("p", element("b", form(value)), f" {form(low)} to {form(high)}"),
                 class_=f"interval {'c5' if index == 0 else 'c1'}",
             )
         )

@@ -271,15 +271,17 @@ def _change_tile(view: StageView, metric: str, title: str, unit: str) -> Html | 
     if not values:
         return None
     start, end = fmean(values[:_ENDS]), fmean(values[-_ENDS:])
-    factor = f"{end / start:.1f} times; " if start > 0 else ""
-    return _tile(title, f"{number(start)} → {number(end)}", f"{factor}{unit}")
+    factor = f"; {end / start:.1f} times" if start > 0 else ""
+    return _tile(title, f"{number(start)} → {number(end)}", unit + factor)
 
 
 def _time_tile(view: StageView) -> Html:
     steps = max((line["step"] for line in view.lines), default=0)
     rollouts = steps * view.settings.get("prompts_per_step", 0) * view.settings.get("group_size", 0)
-    seconds = max((line.get("elapsed", 0.0) for line in view.lines), default=view.record.seconds)
-    return _tile("Time", duration(seconds), f"{steps} steps, {rollouts:,} training rollouts, evaluations included")
+    whole = max((line.get("elapsed", 0.0) for line in view.lines), default=0.0)
+    training = max(view.known("time/training"), default=whole)
+    note = f"{steps:,} steps, {rollouts:,} rollouts; with evaluations {duration(whole)}"
+    return _tile("Training time", duration(training), note)
 
 
 def _vote_metric(view: StageView) -> str | None:
@@ -297,13 +299,13 @@ def _reinforce_section(view: StageView, store: RolloutStore, alone: bool) -> Htm
         element("section", title, _headline(view), _tiles(view), class_="top"),
         _section("Accuracy", _accuracy_charts(view)),
         _section("How long it thinks, and how often it doubts", _response_charts(view), _noisy_note(view)),
+        _turn_section(view, store),
+        _comparisons_section(view, store),
         _section("Rewards, each apart", _reward_charts(view)),
         _section("The learning signal", _single_charts(view, _LEARNING)),
         _section("Speed", _speed_charts(view), _time_bar(view)),
-        _comparisons_section(view, store),
-        _turn_section(view, store),
-        _watchdog_section(view),
         _rest_section(view),
+        _watchdog_section(view),
     )
 
 
@@ -356,7 +358,7 @@ def _reward_charts(view: StageView) -> list[Html | None]:
     names = sorted(view.metrics("reward/"), key=lambda name: name != "reward/mean")
     titles = {"reward/mean": "Total, weighted"}
     return [
-        line_chart(titles.get(name, name.partition("/")[2]), [Curve("mean", view.points(name), 4, noisy=True)])
+        line_chart(titles.get(name, name.partition("/")[2]), [Curve("", view.points(name), 4, noisy=True)])
         for name in names
     ]
 
@@ -366,7 +368,7 @@ def _single_charts(view: StageView, names: Iterable[str]) -> list[Html | None]:
     for name in names:
         title, note = _SINGLE[name]
         form = percent if name.endswith("_share") else number
-        charts.append(line_chart(title, [Curve("a step", view.points(name), 1, noisy=True)], note, form))
+        charts.append(line_chart(title, [Curve("", view.points(name), 1, noisy=True)], note, form))
     return charts
 
 
@@ -393,7 +395,7 @@ def _rest_section(view: StageView) -> Html | None:
     shown.add(_vote_metric(view) or "")
     prefixes = ("reward/", "watchdog/", f"{_PASS}/")
     names = [name for name in view.metrics() if name not in shown and not name.startswith(prefixes)]
-    charts = [line_chart(name, [Curve("value", view.points(name), 5)]) for name in names]
+    charts = [line_chart(name, [Curve("", view.points(name), 5, noisy=True)]) for name in names]
     drawn = [chart for chart in charts if chart is not None]
     if not drawn:
         return None
