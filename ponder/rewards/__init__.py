@@ -17,10 +17,11 @@ from ponder.rewards.base import RewardContext, is_finished, judge
 __all__ = ["RewardContext", "get_reward", "is_finished", "judge", "reward_names", "score_rollouts"]
 
 
-def reward_names() -> list[str]:
+@functools.cache
+def reward_names() -> tuple[str, ...]:
     """The names of all rewards, sorted: the modules of this folder but `base` and those that begin with `_`."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if name != "base" and not name.startswith("_"))
+    return tuple(sorted(name for name in modules if name != "base" and not name.startswith("_")))
 
 
 def get_reward(name: str, options: Mapping[str, Any] | None = None) -> Callable[[RewardContext], float]:

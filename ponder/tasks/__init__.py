@@ -12,6 +12,7 @@ import pkgutil
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 from ponder.errors import UsageError
@@ -45,10 +46,11 @@ class FiniteTask(Protocol):
         ...
 
 
-def task_names() -> list[str]:
+@cache
+def task_names() -> tuple[str, ...]:
     """The names of all tasks, sorted: the modules of this folder but `base` and those that begin with `_`."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if name != "base" and not name.startswith("_"))
+    return tuple(sorted(name for name in modules if name != "base" and not name.startswith("_")))
 
 
 def get_task(name: str, settings: TaskSettings | None = None) -> Task:

@@ -26,8 +26,11 @@ from ponder.tasks.base import Verdict
 from ponder.verifiers.extraction import AnswerError, final_answer
 from ponder.verifiers.pool import DeadlineExceededError, KillableWorker
 
-DEADLINE_S = 2.0
-"""For one comparison of formulas."""
+CPU_S = 2.0
+"""Processor time for one comparison of formulas, which takes 0.03 s as a rule."""
+
+DEADLINE_S = 60.0
+"""The same on the clock: on a busy machine a verdict may come late, but it must not come out otherwise."""
 
 MAX_FORMULA_CHARACTERS = 400
 """Longest answer that is read as a formula, unless the reference itself is longer."""
@@ -124,7 +127,7 @@ def _verify_formula(given: str, wanted: str) -> Verdict:
     if _brackets(given) != _brackets(wanted):
         return Verdict(False, given, "the brackets around it are of another kind")
     try:
-        equal = _worker().call(wanted, given, deadline_s=DEADLINE_S)
+        equal = _worker().call(wanted, given, cpu_s=CPU_S, deadline_s=DEADLINE_S)
     except DeadlineExceededError:
         return Verdict(False, given, "it could not be compared in time")
     return Verdict(equal, given, "it equals the reference" if equal else "it does not equal the reference")
@@ -132,9 +135,9 @@ def _verify_formula(given: str, wanted: str) -> Verdict:
 
 def _plain(text: str, keep_spaces: bool = False) -> str:
     """The text without layout; without spaces too, unless they are kept, but `1 2` never becomes 12."""
-    text = LAYOUT.sub("", text)
     for spelling, plain in RENAMED.items():
         text = text.replace(spelling, plain)
+    text = LAYOUT.sub("", text)
     return text.strip() if keep_spaces else re.sub(r"(?<![0-9.])\s+|\s+(?![0-9.])", "", text)
 
 

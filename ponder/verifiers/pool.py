@@ -1,8 +1,10 @@
 """A worker process that can be killed: for checks that may never end.
 
 Libraries that compare formulas limit themselves with signals, which work on a program's main thread only, or not at
-all. Here the check runs in a process of its own; when its time is up, the process is killed, and the next call starts a
-new one. Arguments and results travel as lines of JSON, so that nothing the worker says can run code in this process.
+all. Here the check runs in a process of its own; when its time is up, the process is killed, and the next call starts
+a new one. The limit that binds is one of processor time, so that a verdict does not depend on how busy the machine is;
+the deadline on the clock is there for what sleeps. Arguments and results travel as lines of JSON, so that nothing the
+worker says can run code in this process.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 from ponder.errors import PonderError
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 300.0
 """For the worker to start and import what it needs, on a busy machine."""
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
@@ -28,7 +30,7 @@ _SERVE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ponder.v
 
 
 class DeadlineExceededError(Exception):
-    """The call did not end in time, or the worker died of it; the worker is gone and the next call gets a new one."""
+    """The call did not end in time, or the worker died of it; it is gone, and the next call gets a new one."""
 
 
 class KillableWorker:
@@ -40,20 +42,20 @@ class KillableWorker:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
 
-    def call(self, *arguments: Any, deadline_s: float) -> Any:
+    def call(self, *arguments: Any, cpu_s: float, deadline_s: float) -> Any:
         """The function's result for JSON-like arguments.
 
-        Raises `DeadlineExceededError` after `deadline_s` seconds (starting the worker is not counted).
+        Raises `DeadlineExceededError` after `cpu_s` seconds of processor time (not on Windows) or `deadline_s` seconds
+        on the clock; starting the worker does not count.
         """
         with self._lock:
             process = self._running()
             try:
-                return json.loads(
-                    self._exchange(process, {"arguments": arguments, "deadline_s": deadline_s}, deadline_s)
-                )
+                request = {"arguments": arguments, "cpu_s": cpu_s}
+                return json.loads(self._exchange(process, request, deadline_s))
             except (queue.Empty, BrokenPipeError, json.JSONDecodeError) as error:
                 self._kill()
-                raise DeadlineExceededError(f"no result within {deadline_s:g} seconds") from error
+                raise DeadlineExceededError(f"no result of {self._function} in time") from error
 
     def close(self) -> None:
         """End the worker; a later call starts a new one."""
@@ -121,8 +123,10 @@ def serve() -> None:
     _limit_memory()
     print("ready", file=answers, flush=True)
     for request in requests:
-        _set_alarm(request["deadline_s"])
-        print(json.dumps(function(*request["arguments"])), file=answers, flush=True)
+        _limit_cpu(request["cpu_s"])
+        result = function(*request["arguments"])
+        _limit_cpu(0)
+        print(json.dumps(result), file=answers, flush=True)
 
 
 def _limit_memory() -> None:
@@ -133,9 +137,9 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
 
 
-def _set_alarm(deadline_s: float) -> None:
-    """End this process well after the deadline, should the parent have died before it could."""
+def _limit_cpu(seconds: float) -> None:
+    """End this process after so much more processor time; 0 lifts the limit."""
     if sys.platform != "win32":
         import signal
 
-        signal.alarm(int(deadline_s) + 5)
+        signal.setitimer(signal.ITIMER_PROF, seconds)

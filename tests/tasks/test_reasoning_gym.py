@@ -54,7 +54,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 
 
 def test_without_settings_it_cannot_generate():
-    with pytest.raises(UsageError, match="options.dataset"):
+    with pytest.raises(UsageError, match=r"options\.dataset"):
         TASK.generate(None, 1, "en")
 
 
