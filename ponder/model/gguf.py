@@ -300,13 +300,15 @@ class _Style:
     """Unicode is brought to its composed form (NFC) first."""
     whole_words: bool = False
     """A piece that is a token is taken as it is, whatever the merges say."""
+    opened: bool = False
+    """Texts begin with the opening token where the file does not say."""
 
 
 _STYLES = {
     "gpt-2": _Style(_gpt2),
     "default": _Style(_gpt2),
     "smollm": _Style(_gpt2_with_single_digits),
-    "llama-bpe": _Style(lambda: _by_regex(_LLAMA3), whole_words=True),
+    "llama-bpe": _Style(lambda: _by_regex(_LLAMA3), whole_words=True, opened=True),
     "qwen2": _Style(lambda: _by_regex(_QWEN2), composed=True),
     "deepseek-r1-qwen": _Style(lambda: _by_regex(_QWEN2), composed=True),
 }
@@ -333,7 +335,7 @@ def _tokenizer(file: _File, config: DecoderConfig) -> Tokenizer:
             backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind_of_token == _USER_DEFINED:
             backend.add_tokens([AddedToken(token, special=False, normalized=False)])
-    backend.post_processor = _framing(file, tokens)
+    backend.post_processor = _framing(file, tokens, style)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -346,11 +348,11 @@ def _tokenizer(file: _File, config: DecoderConfig) -> Tokenizer:
     return Tokenizer(backend, settings, file.metadata.get("tokenizer.chat_template"), config.eos_ids)
 
 
-def _framing(file: _File, tokens: list[str]) -> Any:
+def _framing(file: _File, tokens: list[str], style: _Style) -> Any:
     """Opens texts with the opening token where the file asks for that."""
     plain = processors.ByteLevel(trim_offsets=True)
     bos_id = file.metadata.get("tokenizer.ggml.bos_token_id")
-    if not file.metadata.get("tokenizer.ggml.add_bos_token", False) or bos_id is None:
+    if not file.metadata.get("tokenizer.ggml.add_bos_token", style.opened) or bos_id is None:
         return plain
     bos = tokens[bos_id]
     opening = processors.TemplateProcessing(

@@ -188,6 +188,18 @@ def test_wrong_tensors_are_named(saved: Path) -> None:
     load_folder(saved)
 
 
+def test_a_stored_head_that_is_tied_anyway_does_no_harm(
+    tokenizer: Tokenizer, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = reference_model("llama, tied")
+    path = write(model, tokenizer, tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path)
+    torch.testing.assert_close(
+        our_logits(load_folder(tmp_path).decoder, ids), reference_logits(model, ids), rtol=0, atol=1e-4
+    )
+
+
 def test_damaged_and_missing_files_are_one_sentence(saved: Path, tmp_path: Path) -> None:
     weights = saved / "model.safetensors"
     whole = weights.read_bytes()

@@ -84,7 +84,7 @@ def write_gguf(path: Path, decoder: Decoder, kind: Callable[[str], gguf.GGMLQuan
     tokenizer = Tokenizer.train(["some words"], 480)
     model = json.loads(tokenizer.backend.to_str())["model"]
     writer.add_tokenizer_model(extra.get("tokenizer", "gpt2"))
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(extra.get("pre", "gpt-2"))
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_token_list(tokens)
     writer.add_token_merges([" ".join(m) for m in model["merges"]])
@@ -93,7 +93,8 @@ def write_gguf(path: Path, decoder: Decoder, kind: Callable[[str], gguf.GGMLQuan
     writer.add_pad_token_id(0)
     if "bos" in extra:
         writer.add_bos_token_id(extra["bos"])
-        writer.add_add_bos_token(True)
+    if "add_bos" in extra:
+        writer.add_add_bos_token(extra["add_bos"])
     for name, tensor in to_hf_tensors(decoder).items():
         stem, _, suffix = name.rpartition(".")
         layer = stem.removeprefix("model.layers.").split(".", 1) if stem.startswith("model.layers.") else None
@@ -159,12 +160,39 @@ def test_the_rope_table_of_llama_3_becomes_its_scaling(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_a_file(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", make("llama"), lambda _: gguf.GGMLQuantizationType.F16, bos=0)
+
+    def half(_: str) -> gguf.GGMLQuantizationType:
+        return gguf.GGMLQuantizationType.F16
+
+    path = write_gguf(tmp_path / "m.gguf", make("llama"), half, bos=0, add_bos=True)
     tokenizer = load_gguf(path).tokenizer
     assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.bos_id) == ((1,), 0, 0)
     ids = tokenizer.encode("<think>some words é 汉</think><|end|>")
     assert tokenizer.decode(ids) == "<think>some words é 汉</think>"
     assert tokenizer.encode_prompt("some") == [0, *tokenizer.encode("some")]
+    # where the file does not say, only Llama 3 opens its texts
+    for pre, opening in (("gpt-2", []), ("llama-bpe", [0])):
+        silent = load_gguf(write_gguf(tmp_path / f"{pre}.gguf", make("llama"), half, bos=0, pre=pre)).tokenizer
+        assert silent.encode_prompt("some") == [*opening, *silent.encode("some")]
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("gpt-2", ["I", "'ll", " pay", " 1234", "!", "\n  ", " é"]),
+        ("smollm", ["I", "'ll", " pay", " ", "1", "2", "3", "4", "!", "\n  ", " é"]),
+        ("llama-bpe", ["I", "'ll", " pay", " ", "123", "4", "!\n", "  ", " é"]),
+        ("qwen2", ["I", "'ll", " pay", " ", "1", "2", "3", "4", "!\n", "  ", " é"]),
+    ],
+)
+def test_texts_are_split_as_each_family_splits_them(pre: str, pieces: list[str], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make("llama"), lambda _: gguf.GGMLQuantizationType.F16, pre=pre)
+    backend = load_gguf(path).tokenizer.backend
+    text = "I'll pay 1234!\n   é"
+    spans = [span for _, span in backend.pre_tokenizer.pre_tokenize_str(text)]
+    assert [text[a:b] for a, b in spans] == pieces
+    composed = backend.normalizer is not None and backend.normalizer.normalize_str("e\u0301") == "é"
+    assert composed == (pre == "qwen2")
 
 
 def test_unreadable_files_are_one_sentence(tmp_path: Path) -> None:

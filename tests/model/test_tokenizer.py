@@ -126,6 +126,17 @@ def test_a_prompt_is_opened_once_where_the_tokenizer_opens_texts(tokenizer: Toke
     assert opening.encode_prompt(PAD + "hello") == [0, *tokenizer.encode("hello")]
 
 
+def test_a_stored_limit_does_not_cut_what_is_encoded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    cutting = tokenizer.backend.from_file(str(tmp_path / "tokenizer.json"))
+    cutting.enable_truncation(3)
+    cutting.enable_padding(length=8)
+    cutting.save(str(tmp_path / "tokenizer.json"))
+    text = "a b c d e f"
+    assert Tokenizer.from_folder(tmp_path).encode(text) == tokenizer.encode(text)
+    assert Tokenizer.from_folder(tmp_path).encode("a") == tokenizer.encode("a")
+
+
 def test_broken_folders_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BrokenInputError, match=r"has no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
