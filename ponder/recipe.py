@@ -226,7 +226,7 @@ class ModelShape(Settings):
 
     family: Literal["llama", "qwen2", "qwen3"] = "llama"
     """Architecture, as in the Hugging Face `model_type`."""
-    vocab_size: int = Field(1024, ge=300)
+    vocab_size: int = Field(1024, ge=452)
     """Tokens of the byte-level BPE trained on the stage's own text."""
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -238,6 +238,13 @@ class ModelShape(Settings):
     tied_embeddings: bool = True
     seed: int | None = None
     """Of the first weights; None follows from the recipe's seed."""
+
+    @field_validator("family")
+    @classmethod
+    def _family_takes_a_new_tokenizer(cls, value: str) -> str:
+        if value == "qwen2":
+            raise ValueError("qwen2 cannot be made anew: transformers splits its texts its own way, so choose qwen3")
+        return value
 
 
 class FineTuneStage(Settings):
