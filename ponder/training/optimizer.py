@@ -37,13 +37,14 @@ class Optimizer:
         s = self.settings
         return torch.optim.Muon(parameters, lr=s.muon_lr, weight_decay=s.weight_decay)
 
-    def step(self) -> float | None:
+    def step(self, loss: float = 0.0) -> float | None:
         """Clip, step and clear the gradients; returns the gradient norm before clipping.
 
-        A norm that is not finite leaves weights and state untouched, clears the gradients and returns None.
+        A norm or a `loss` that is not finite leaves weights and state untouched, clears the gradients and returns None.
+        (The gradient of a loss that is NaN can be finite: where a comparison with NaN cuts the path, it is zero.)
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
-        finite = bool(norm.isfinite())
+        finite = math.isfinite(loss) and bool(norm.isfinite())
         if finite:
             factor = lr_factor(self.settings, self.step_count, self.total_steps)
             for optimizer, peak in self._parts:

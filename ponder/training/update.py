@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +35,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class UpdateStatistics:
-    """What an update did. `grad_norm` is None when it was not finite and the step was skipped."""
+    """What an update did. `grad_norm` is None when it or the loss was not finite and the step was skipped."""
 
     loss: float
     grad_norm: float | None
@@ -50,8 +49,8 @@ class UpdateStatistics:
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient were finite, and the weights have moved."""
-        return self.grad_norm is not None and math.isfinite(self.loss)
+        """Whether loss and gradient were finite; if not, the weights have not moved."""
+        return self.grad_norm is not None
 
 
 def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int) -> UpdateStatistics:
@@ -67,7 +66,7 @@ def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Exa
         part = -logprobs.sum() / total
         part.backward()
         loss += float(part.detach())
-    return UpdateStatistics(loss, optimizer.step(), 0.0, 0.0, 0.0, 0.0, total)
+    return UpdateStatistics(loss, optimizer.step(loss), 0.0, 0.0, 0.0, 0.0, total)
 
 
 def policy_step(
@@ -125,7 +124,7 @@ def policy_step(
         entropy += float(entropies.detach().sum())
         tokens += sampler.numel()
         statistics = result.statistics if statistics is None else statistics + result.statistics
-    norm = optimizer.step() if live else 0.0
+    norm = optimizer.step(loss) if live else 0.0
     return UpdateStatistics(
         loss=loss,
         grad_norm=norm,

@@ -89,8 +89,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     for name, value in state[0]["state"][0].items():
         assert torch.equal(after[0]["state"][0][name], value), name
     assert optimizer.step_count == 2  # the schedule goes on
+    # nor does a finite gradient of a loss that is not
+    model.set_gradient(0.1, 0.1)
+    assert optimizer.step(loss=bad) is None
+    assert torch.equal(model.weight, weight)
     model.set_gradient(0.5, 0.5)
-    assert optimizer.step() == pytest.approx(0.5**0.5)
+    assert optimizer.step(loss=1.0) == pytest.approx(0.5**0.5)
     assert bool(model.weight.isfinite().all())
     assert not torch.equal(model.weight, weight)
 
