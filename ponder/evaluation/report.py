@@ -17,25 +17,19 @@ import yaml
 
 from ponder.evaluation.charts import Line as Curve
 from ponder.evaluation.charts import interval_bars, line_chart, number, percent, stacked_bar
+from ponder.evaluation.excerpts import comparisons_section, turn_section
 from ponder.evaluation.html import Html, element, join, shorten
 from ponder.evaluation.metrics import Estimate
-from ponder.evaluation.reflection import TurnRound, find_reflections, find_turn_round
-from ponder.model.templates import PLACEHOLDER, TEMPLATES
 from ponder.progress import duration
 from ponder.run import Manifest, RunFolder, StageRecord
 from ponder.store.evaluations import Row
 from ponder.store.files import atomic_write, disk_errors
 from ponder.store.metrics import Line
-from ponder.store.rollouts import RolloutRow, RolloutStore
+from ponder.store.rollouts import RolloutStore
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content-Security-Policy of the page: its own style, and nothing else."""
 
-SHOWN_PROBLEMS = 3
-TEXT_LIMIT = 3_000
-"""Characters of a completion beside its later self."""
-TURN_LIMIT = 8_000
-"""Characters of the completion that turns round."""
 _ENDS = 5
 """Steps whose mean stands for the beginning or the end of a training curve."""
 
@@ -98,15 +92,6 @@ class StageView:
         """Names of the metrics that were logged, in the order in which they came up."""
         names = dict.fromkeys(name for line in self.lines for name in line if "/" in name)
         return [name for name in names if name.startswith(prefix)]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One held-out problem answered before and after: the first of its samples at each time, and why it is shown."""
-
-    why: str
-    before: Sequence[RolloutRow]
-    after: Sequence[RolloutRow]
 
 
 def write_report(run_dir: str | Path, out_path: str | Path | None = None) -> Path:
@@ -295,12 +280,13 @@ def _reinforce_section(view: StageView, store: RolloutStore, alone: bool) -> Htm
     title = None if alone else element("p", f"Stage {view.name}", class_="eyebrow")
     if not view.lines:
         return element("section", title, element("p", "No step has been logged yet.", class_="lead"))
+    template = view.settings.get("template", "")
     return join(
         element("section", title, _headline(view), _tiles(view), class_="top"),
         _section("Accuracy", _accuracy_charts(view)),
         _section("How long it thinks, and how often it doubts", _response_charts(view), _noisy_note(view)),
-        _turn_section(view, store),
-        _comparisons_section(view, store),
+        turn_section(view.name, template, store),
+        comparisons_section(view.name, template, store),
         _section("Rewards, each apart", _reward_charts(view)),
         _section("The learning signal", _single_charts(view, _LEARNING)),
         _section("Speed", _speed_charts(view), _time_bar(view)),
@@ -409,153 +395,6 @@ def _rest_section(view: StageView) -> Html | None:
     )
 
 
-# --- rollouts ----------------------------------------------------------------------------------------------------
-
-
-def choose_comparisons(before: Sequence[RolloutRow], after: Sequence[RolloutRow]) -> list[Comparison]:
-    """Three held-out problems, chosen by rule: one learned, one still failed, and the next in the order of their ids.
-
-    Learned: right less than half of the time before and more than half after. Failed: the lowest rate after, where
-    that is below a half. The first in the order of ids wins; where a kind does not exist the next in that order
-    stands in.
-    """
-    early, late = _by_problem(before), _by_problem(after)
-    order = sorted(early.keys() & late.keys())
-    chosen: dict[str, str] = {}
-    for problem in order:
-        if _rate(early[problem]) < 0.5 < _rate(late[problem]):
-            chosen[problem] = "The first, by id, that it fails before and solves after."
-            break
-    failing = [problem for problem in order if _rate(late[problem]) < 0.5 and problem not in chosen]
-    worst = min(failing, key=lambda problem: _rate(late[problem]), default=None)
-    rest = [problem for problem in order if problem not in chosen and problem != worst]
-    for problem in rest[: SHOWN_PROBLEMS - len(chosen) - (worst is not None)]:
-        chosen[problem] = "The next by id, whatever came of it."
-    if worst is not None:
-        chosen[worst] = "The one that it still fails most often."
-    return [Comparison(why, early[problem], late[problem]) for problem, why in chosen.items()]
-
-
-def _comparisons_section(view: StageView, store: RolloutStore) -> Html | None:
-    steps = store.steps(view.name, "test")
-    if not steps:
-        return None
-    first, last = steps[0], steps[-1]
-    before = list(store.iter_rollouts(view.name, first, "test"))
-    after = list(store.iter_rollouts(view.name, last, "test"))
-    comparisons = choose_comparisons(before, after)
-    solved_none = all(_rate(comparison.after) >= 0.5 for comparison in comparisons)
-    note = (
-        f"Held-out problems at step {first} and at step {last}, the first sample of each, unedited. "
-        "Which problems are shown is decided by a rule, stated with each."
-    )
-    if solved_none:
-        note += " Every held-out problem is now solved at least half of the time."
-    cards = [_comparison_card(view, comparison, first, last) for comparison in comparisons]
-    return element(
-        "section", element("h2", "The same problems, before and after"), element("p", note, class_="note"), *cards
-    )
-
-
-def _comparison_card(view: StageView, comparison: Comparison, first: int, last: int) -> Html:
-    problem = comparison.before[0]
-    sides = [_answer_card(f"step {first}", comparison.before)]
-    if last != first:
-        sides.append(_answer_card(f"step {last}", comparison.after))
-    return element(
-        "article",
-        element("p", comparison.why, class_="note"),
-        element("pre", _without_template(problem.prompt, view.settings.get("template", "")), class_="problem"),
-        element("div", *sides, class_="sides"),
-        class_="comparison",
-    )
-
-
-def _answer_card(when: str, rollouts: Sequence[RolloutRow]) -> Html:
-    shown = min(rollouts, key=lambda row: row.sample)
-    right = sum(row.correct for row in rollouts)
-    return element(
-        "div",
-        element("h3", when, " ", element("span", f"{right} of {len(rollouts)} samples right")),
-        *_completion(shown),
-        class_="side",
-    )
-
-
-def _completion(row: RolloutRow) -> list[Html]:
-    if row.text_dropped:
-        return [element("p", "Its text is no longer stored: the file had reached its size cap.", class_="note")]
-    answer = "no answer" if row.answer is None else shorten(row.answer, TEXT_LIMIT) or "an empty answer"
-    verdict = "right" if row.correct else "wrong"
-    cut = ", cut at the length limit" if row.finish_reason == "length" else ""
-    return [
-        element("pre", shorten(row.thinking, TEXT_LIMIT) or "(no thinking)", class_="thinking"),
-        element("p", element("b", answer), element("span", verdict), class_=f"answer {verdict}"),
-        element("p", f"{row.length} tokens{cut}", class_="note"),
-    ]
-
-
-def _turn_section(view: StageView, store: RolloutStore) -> Html | None:
-    count = store.count(view.name)
-    if not count:
-        return None
-    found = find_turn_round(store.iter_rollouts(view.name))
-    title = element("h2", "It checks itself and turns round")
-    if found is None:
-        text = (
-            f"There is none among {count:,} stored rollouts: searched for one that ends right and has a reflection "
-            "word between a result and its correction, or between one way and another."
-        )
-        return element("section", title, element("p", text, class_="lead"))
-    row = found.rollout
-    kinds = {
-        "correction": "a result before the reflection word is corrected after it",
-        "new course": "after the reflection word it leaves one way for another",
-    }
-    note = (
-        f"Found by search among {count:,} stored rollouts, shown as it is: {kinds[found.kind]}, and the answer is "
-        f"right. Step {row.step}, sample {row.sample} of problem {row.problem_id}."
-    )
-    return element(
-        "section",
-        title,
-        element("p", note, class_="note"),
-        element("pre", _without_template(row.prompt, view.settings.get("template", "")), class_="problem"),
-        element("pre", _marked(found), class_="turn"),
-    )
-
-
-def _marked(turn: TurnRound) -> Html:
-    """The whole completion, with its reflection words marked and the turn itself marked more strongly."""
-    text = shorten(turn.rollout.text, max(TURN_LIMIT, turn.end))
-    parts: list[object] = []
-    position = 0
-    for start, end in find_reflections(text):
-        kind = "turning" if start == turn.start else None
-        parts += [text[position:start], element("mark", text[start:end], class_=kind)]
-        position = end
-    return join(*parts, text[position:])
-
-
-def _without_template(prompt: str, template: str) -> str:
-    """The problem without the words that the template puts around it, where the template is a known one."""
-    before, placeholder, after = TEMPLATES.get(template, template).partition(PLACEHOLDER)
-    if placeholder and prompt.startswith(before) and prompt.endswith(after):
-        prompt = prompt[len(before) : len(prompt) - len(after)]
-    return shorten(prompt, TEXT_LIMIT)
-
-
-def _by_problem(rows: Iterable[RolloutRow]) -> dict[str, list[RolloutRow]]:
-    found: dict[str, list[RolloutRow]] = {}
-    for row in rows:
-        found.setdefault(row.problem_id, []).append(row)
-    return found
-
-
-def _rate(rows: Sequence[RolloutRow]) -> float:
-    return fmean(row.correct for row in rows)
-
-
 # --- alarms, tables ----------------------------------------------------------------------------------------------
 
 
@@ -626,7 +465,7 @@ def _settings_section(recipe: Mapping[str, Any], stages: Sequence[StageView]) ->
         return None
     tables = []
     for view in stages:
-        flat = list(_flatten(view.settings))
+        flat = [(path, value) for path, value in _flatten(view.settings) if value not in ("", "None", "{}")]
         key = [(path, value) for path, value in flat if _is_key(path)]
         rest = [(path, value) for path, value in flat if not _is_key(path)]
         title = element("h3", f"{view.name}: {view.record.verb}")
@@ -648,7 +487,7 @@ def _flatten(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
     elif isinstance(value, list):
         yield path, ", ".join(map(str, value))
     else:
-        yield path, "" if value in (None, {}) else str(value)
+        yield path, str(value)
 
 
 def _pairs(pairs: Iterable[tuple[str, object]]) -> Html:

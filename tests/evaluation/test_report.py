@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ponder.errors import UsageError
+from ponder.evaluation.excerpts import choose_comparisons
 from ponder.evaluation.html import VOID
 from ponder.evaluation.metrics import pass_at_1
-from ponder.evaluation.report import POLICY, choose_comparisons, write_report
+from ponder.evaluation.report import POLICY, write_report
 from ponder.progress import Reporter
 from ponder.recipe import load_recipe
 from ponder.run import RunFolder, StageContext, StageRecord
@@ -92,13 +93,14 @@ def make_run(
     error: str | None = None,
     change: Callable[[int, dict[str, float]], dict[str, float]] = lambda step, metrics: metrics,
     text: str | None = None,
-    name: str = "r1-zero-mini",
+    template: str = "mini",
 ) -> Path:
     """A run folder as a reinforce stage of `steps` steps leaves it after `last` of them, with made-up numbers."""
     rng = random.Random(0)
-    stage = {"verb": "reinforce", "model": "mini", "template": "mini", "tasks": {"countdown": {}}, "steps": steps}
+    stage: dict[str, Any] = {"verb": "reinforce", "model": "mini", "template": template, "tasks": {"countdown": {}}}
+    stage["steps"] = steps
     stage |= {"evaluation": {"every": every, "problems": 20, "samples": 16}, "rewards": {"accuracy": 1, "format": 0.1}}
-    recipe = load_recipe({"name": name, "stages": {"zero": stage}})
+    recipe = load_recipe({"name": "r1-zero-mini", "stages": {"zero": stage}})
     run = RunFolder(folder)
     last = steps if last is None else last
     with run.lock():
@@ -173,7 +175,7 @@ def read(folder: Path, out: Path | None = None) -> tuple[str, Reader]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "r1-zero-mini")
+    return make_run(tmp_path_factory.mktemp("runs") / "r1-zero-mini", steps=60)
 
 
 # --- what it says --------------------------------------------------------------------------------------------------
@@ -226,6 +228,20 @@ def test_it_finds_the_rollout_that_turns_round(finished: Path) -> None:
     assert "Found by search among" in reader.text
     assert "after the reflection word it leaves one way for another" in reader.text
     assert '<mark class="turning">wait</mark>' in page
+
+
+def test_what_the_template_says_is_left_out(tmp_path: Path) -> None:
+    """Known templates by their words, others by the lines that all prompts share."""
+    known, other = (
+        make_run(tmp_path / "known", steps=2),
+        make_run(tmp_path / "other", steps=2, template="prompts/own.txt"),
+    )
+    for run in (known, other):
+        page, _ = read(run)
+        problems = re.findall(r'<pre class="problem">([^<]*)</pre>', page)
+        assert len(problems) == 4
+        assert all("Assistant:" not in problem for problem in problems)
+    assert all(problem.startswith("Use ") for problem in re.findall(r'"problem">([^<]*)<', read(known)[0]))
 
 
 def test_it_says_plainly_when_none_turns_round(tmp_path: Path) -> None:
@@ -295,7 +311,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_text_is_cut(tmp_path: Path) -> None:
-    page, reader = read(make_run(tmp_path / "run", steps=2, every=1, text="wait <" * 20_000))
+    page, reader = read(make_run(tmp_path / "run", steps=2, every=1, text="wait <" * 1_000))
     assert len(page.encode()) < 500_000
     assert "more characters]" in reader.text
 
@@ -304,8 +320,8 @@ def test_a_flood_of_text_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_is_called_so(tmp_path: Path) -> None:
-    _, reader = read(make_run(tmp_path / "run", steps=120, last=37, state="running"))
-    assert "Stage zero is running at step 37 of 120" in reader.text
+    _, reader = read(make_run(tmp_path / "run", steps=120, last=12, state="running"))
+    assert "Stage zero is running at step 12 of 120" in reader.text
 
 
 def test_a_run_without_a_step_has_a_page(tmp_path: Path) -> None:
