@@ -49,7 +49,7 @@ Format = Callable[[float], str]
 
 
 def number(value: float) -> str:
-    """A number for a person: three significant digits, thousands set apart, tiny ones as 2.4e-7."""
+    """A number for a person: two or three significant digits, thousands set apart, tiny ones as 2.4e-7."""
     size = abs(value)
     if value == 0:
         return "0"
@@ -58,7 +58,7 @@ def number(value: float) -> str:
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     if size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if size >= 0.1 else f"{value:.2g}"
 
 
 def percent(value: float) -> str:

@@ -68,8 +68,9 @@ def comparisons_section(stage: str, template: str, store: RolloutStore) -> Html 
     after = list(store.iter_rollouts(stage, last, "test"))
     comparisons = choose_comparisons(before, after)
     frame = _frame(template, before)
+    when = f"at step {first} and at step {last}" if last != first else f"at step {first}"
     note = (
-        f"Held-out problems at step {first} and at step {last}, the first sample of each, unedited. "
+        f"Held-out problems {when}, the first sample of each, unedited. "
         "Which problems are shown is decided by a rule, stated with each."
     )
     if all(_rate(comparison.after) >= 0.5 for comparison in comparisons):
@@ -128,13 +129,13 @@ def turn_section(stage: str, template: str, store: RolloutStore) -> Html | None:
     if found is None:
         text = (
             f"There is none among {count:,} stored rollouts: searched for one that ends right and has a reflection "
-            "word between a result and its correction, or between one way and another."
+            "word between a wrong result and its correction, or between one way and another."
         )
         return element("section", title, element("p", text, class_="lead"))
     row = found.rollout
     neighbours = store.iter_rollouts(stage, row.step)
     kinds = {
-        "correction": "a result before the reflection word is corrected after it",
+        "correction": "a wrong result before the reflection word is worked out again after it, rightly",
         "new course": "after the reflection word it leaves one way for another",
     }
     note = (

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from ponder.store.rollouts import RolloutRow
+from ponder.verifiers.expressions import ExpressionError, parse, value
 
 ENGLISH = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
 """The ten words of [R1] C.2."""
@@ -36,8 +38,8 @@ Kind = Literal["correction", "new course"]
 class TurnRound:
     """A rollout that turned round. `start` and `end` are where the reflection word stands in `rollout.text`.
 
-    `correction`: a result stated before the word is stated differently after it. `new course`: the last result is one
-    that was not on the table before the word, and what was on the table before is not taken up again.
+    `correction`: a wrong result stated before the word is worked out again after it, and rightly. `new course`: nothing
+    that was on the table before the word is taken up again after it, and the last result after it is right.
     """
 
     rollout: RolloutRow
@@ -55,6 +57,14 @@ class _Claim:
     start: int
     end: int
 
+    @property
+    def holds(self) -> bool:
+        """Whether the arithmetic is right; False where it is beyond the expression parser (decimals, powers)."""
+        try:
+            return value(parse(self.left)) == Fraction(self.result)
+        except ExpressionError:
+            return False
+
 
 def find_reflections(text: str) -> list[tuple[int, int]]:
     """(start, end) of each reflection word, in order. Whole words in either case; inflected forms do not count."""
@@ -67,8 +77,7 @@ def count_reflection_words(text: str) -> int:
 
 
 def find_turn_round(rollouts: Iterable[RolloutRow]) -> TurnRound | None:
-    """The clearest rollout in which the model checks itself, turns round, and ends in a right answer; None if none
-    does.
+    """The clearest rollout that checks itself, turns round, and ends in a right answer; None if there is none.
 
     Corrections go before new courses, later steps before earlier ones, then shorter texts before longer ones; the
     first of equals wins. What is searched for is the form on the page: no claim is made about what the model "knew".
@@ -97,20 +106,20 @@ def turn_round(rollout: RolloutRow) -> TurnRound | None:
 
 
 def _correction(claims: list[_Claim], words: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first word between two claims that give the same left side different results."""
+    """The first word between a false claim and a true one with the same left side."""
     for word in words:
-        before = {claim.left: claim.result for claim in claims if claim.end <= word[0]}
-        if any(before.get(c.left, c.result) != c.result for c in claims if c.start >= word[1]):
+        false = {claim.left for claim in claims if claim.end <= word[0] and not claim.holds}
+        if any(claim.left in false and claim.holds for claim in claims if claim.start >= word[1]):
             return word
     return None
 
 
 def _new_course(claims: list[_Claim], words: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """The last word that has results before it, none of which comes again after it."""
+    """The last word with claims on both sides, none of them on both, and a true one at the end."""
     for word in reversed(words):
-        before = {(c.left, c.result) for c in claims if c.end <= word[0]}
-        after = {(c.left, c.result) for c in claims if c.start >= word[1]}
-        if before and after and not before & after:
+        before = {claim.left for claim in claims if claim.end <= word[0]}
+        after = [claim for claim in claims if claim.start >= word[1]]
+        if before and after and after[-1].holds and before.isdisjoint(claim.left for claim in after):
             return word
     return None
 

@@ -257,7 +257,7 @@ def _change_tile(view: StageView, metric: str, title: str, unit: str) -> Html | 
         return None
     start, end = fmean(values[:_ENDS]), fmean(values[-_ENDS:])
     factor = f"; {end / start:.1f} times" if start > 0 else ""
-    return _tile(title, f"{number(start)} → {number(end)}", unit + factor)
+    return _tile(title, f"{number(start)}\u00a0→ {number(end)}", unit + factor)
 
 
 def _time_tile(view: StageView) -> Html:

@@ -65,6 +65,17 @@ def test_a_corrected_result_is_a_turn() -> None:
     assert turned(rollout("3 + 5 = 7. 等等, 3+5=8")) == ("correction", "等等")
 
 
+def test_only_a_right_result_corrects_a_wrong_one() -> None:
+    assert turned(rollout("3*9=20. check: 3*9=35")) is None  # from wrong to wrong
+    assert turned(rollout("3+5=8. check: 3+5=9")) is None  # from right to wrong
+    assert turned(rollout("3/0=1. check: 3/0=2")) is None
+
+
+def test_a_new_course_ends_well() -> None:
+    assert turned(rollout("3*4=12 no. wait, next: 3+4=8 yes")) is None
+    assert turned(rollout("3*4=12 no. wait, next: 3*4=12, 12-5=7 yes")) is None  # the old way taken up again
+
+
 def test_another_way_after_a_failed_one_is_a_turn() -> None:
     assert turned(rollout("3*4=12, 12-2=10 no. wait, next: 3+4=7, 7+2=9 yes")) == ("new course", "wait")
 
@@ -86,7 +97,7 @@ def test_wrong_and_unfinished_rollouts_are_no_turn() -> None:
 
 
 def test_decimals_and_sentences_do_not_make_false_corrections() -> None:
-    assert turned(rollout("1.5+2=3.5. check 2.5+2=4.5 and 1.5+2=3.5")) is None
+    assert turned(rollout("1.5+2=3.5. check 2.5+2=4.5 and 1.5+2=3.5, 1.5+2=3.5")) is None
     assert turned(rollout("it is 12. 3+4=7. check it: 3+4=7")) is None
 
 
