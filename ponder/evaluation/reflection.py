@@ -5,6 +5,7 @@ Sources: [R1] C.2 and Fig. 9 (the ten words, merged from the lists of three peop
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -60,10 +61,15 @@ class _Claim:
     @property
     def holds(self) -> bool:
         """Whether the arithmetic is right; False where it is beyond the expression parser (decimals, powers)."""
-        try:
-            return value(parse(self.left)) == Fraction(self.result)
-        except ExpressionError:
-            return False
+        return _holds(self.left, self.result)
+
+
+@functools.lru_cache(maxsize=1 << 16)  # rollouts of one problem try the same sums again and again
+def _holds(left: str, result: str) -> bool:
+    try:
+        return value(parse(left)) == Fraction(result)
+    except ExpressionError:
+        return False
 
 
 def find_reflections(text: str) -> list[tuple[int, int]]:

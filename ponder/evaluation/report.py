@@ -255,7 +255,8 @@ def _change_tile(view: StageView, metric: str, title: str, unit: str) -> Html | 
     values = view.known(metric)
     if not values:
         return None
-    start, end = fmean(values[:_ENDS]), fmean(values[-_ENDS:])
+    size = min(_ENDS, max(1, len(values) // 2))
+    start, end = fmean(values[:size]), fmean(values[-size:])
     factor = f"; {end / start:.1f} times" if start > 0 else ""
     return _tile(title, f"{number(start)}\u00a0→ {number(end)}", unit + factor)
 
