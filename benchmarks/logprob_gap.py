@@ -31,7 +31,8 @@ def gap(options: argparse.Namespace, name: str, temperature: float) -> dict[str,
     decoder = model.decoder()
     prompts = model.prompt_ids(options.prompts)
     requests = [Request(ids, str(i), options.group) for i, ids in enumerate(prompts)]
-    groups = NativeEngine(decoder).generate(requests, Sampling(options.tokens, temperature=temperature), seed=0)
+    sampling = Sampling(options.tokens, temperature=temperature, stop_ids=decoder.config.eos_ids)
+    groups = NativeEngine(decoder).generate(requests, sampling, seed=0)
     pairs = [(ids, completion) for ids, group in zip(prompts, groups, strict=True) for completion in group]
     examples = [Example(ids, tuple(completion.ids)) for ids, completion in pairs]
     differences = []
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.6])
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group", type=int, default=8, help="samples a prompt (default: 8)")
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens a sequence (default: 128)")
+    parser.add_argument("--tokens", type=int, default=128, help="most new tokens a sequence (default: 128)")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--json", type=Path, help="where to write the numbers (default: benchmarks/results/)")
     options = parser.parse_args()

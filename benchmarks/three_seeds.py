@@ -10,6 +10,7 @@ intervals as the evaluation gives them, minutes of training without evaluation a
 - rise after: minutes of training until the first evaluation whose interval lies above the base's
 - length x: mean reply length on training prompts, the last ten steps over the first ten
 - vote gain: cons@k - pass@1 at the end
+- gap: the largest |training - sampling| log-probability of any token of any first update, in nats
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ def summary(lines: list[Line], deadline_minutes: float) -> dict[str, Any]:
         "rise_minutes": rise,
         "length_ratio": mean(lengths[-EDGE_STEPS:]) / mean(lengths[:EDGE_STEPS]) if lengths else None,
         "vote_gain": last.vote - last.value,
+        "largest_logprob_gap": max(
+            (line["policy/logprob_gap"] for line in lines if "length/mean" in line), default=0.0
+        ),
         "minutes": last.minutes,
         "steps": last.step,
     }
@@ -119,13 +123,25 @@ def main() -> None:
             "never" if run["rise_minutes"] is None else f"{run['rise_minutes']:.1f}",
             f"{run['length_ratio']:.2f}" if run["length_ratio"] else "",
             f"{run['vote_gain']:+.3f}",
+            f"{run['largest_logprob_gap']:.0e}",
             f"{run['steps']}",
             f"{run['minutes']:.1f}",
         ]
         for name, run in found.items()
     ]
     within = f"within {options.deadline:g} min"
-    header = ["run", "base pass@1", within, "at the end", "rise after", "length x", "vote gain", "steps", "minutes"]
+    header = [
+        "run",
+        "base pass@1",
+        within,
+        "at the end",
+        "rise after",
+        "length x",
+        "vote gain",
+        "gap",
+        "steps",
+        "minutes",
+    ]
     print(table(header, rows))
     plain = {
         name: {key: vars(value) if isinstance(value, Evaluation) else value for key, value in run.items()}
