@@ -14,6 +14,7 @@ bit for bit as if it had not been.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -42,7 +43,7 @@ from ponder.run import StageContext
 from ponder.stages.watchdog import GroupStatistics, NonFiniteGuard, Watchdog, preflight
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks import ProblemStream, held_out
-from ponder.tasks.base import Problem, Verdict
+from ponder.tasks.base import Problem, Verdict, content_hash
 from ponder.training.checkpoint import load_state, save_state
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example, micro_batches
@@ -84,7 +85,7 @@ class Reinforcement:
         self.tokenizer = self.model.tokenizer
         self.engine = NativeEngine(self.policy, self.tokenizer.decode)
         self.optimizer = Optimizer(self.policy, stage.optimizer, stage.steps * stage.updates_per_step)
-        self.reference = self._copy_of_policy() if stage.algorithm.kl.beta > 0 else None
+        self.reference = copy.deepcopy(self.policy) if stage.algorithm.kl.beta > 0 else None
         self.problems = ProblemStream(stage.tasks, "train", context.seed)
         self.held_out = held_out(stage.tasks, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
         self.watchdog = Watchdog(stage.watchdog)
@@ -100,12 +101,14 @@ class Reinforcement:
         reporter.begin(stage.steps, done=self.step)
         if not resumed:
             self._preflight()
+        finite = True
         # the loop runs one extra time, so that the last evaluation and the last save need no second copy
         while True:
             if not resumed:  # what a checkpoint holds was evaluated before it was saved
                 if self._evaluation_is_due():
                     self._evaluate()
-                self._checkpoint_if_due()
+                if finite:  # a state amid skipped updates is no good state to go back to
+                    self._checkpoint_if_due()
             resumed = False
             if self.step == stage.steps:
                 break
@@ -115,13 +118,15 @@ class Reinforcement:
             self._reward(groups)
             self._advantages(groups)
             rewarded = time.monotonic()
+            lr = self.optimizer.lr
             updates = self._update(groups)
             updated = time.monotonic()
             self.step += 1
             times = {"rollout": sampled - started, "reward": rewarded - sampled, "update": updated - rewarded}
             self._watch(groups)
-            self._log(groups, updates, times)
-            if self.guard.observe(self.step, finite=all(u.finite for u in updates)):
+            self._log(groups, updates, times, lr)
+            finite = all(u.finite for u in updates)
+            if self.guard.observe(self.step, finite):
                 reporter.warn(f"step {self.step}: updates in a row were not finite; back to the last good state")
                 resumed = self._resume()
         save_folder(self.context.model_dir, self.policy, self.tokenizer, self.model.generation)
@@ -133,13 +138,18 @@ class Reinforcement:
         stage = self.stage
         problems, self.cursor = self.problems.take(self.cursor, stage.prompts_per_step)
         groups = self._rollouts(problems)
+        asked = {content_hash(p) for p in problems}
         for _ in range(stage.algorithm.dynamic_sampling_retries):
             self._reward(groups)
-            live = [g for g in groups if bool(has_variance(torch.tensor([self._weighted(g)]))[0])]
-            if len(live) == stage.prompts_per_step:
+            dead = [g for g in groups if not self._has_variance(g)]
+            if not dead:
                 break
-            problems, self.cursor = self.problems.take(self.cursor, stage.prompts_per_step - len(live))
-            groups = live + self._rollouts(problems)
+            problems, self.cursor = self.problems.take(self.cursor, len(dead))
+            # a problem that this step has had would bring the same completions
+            new = self._rollouts([p for p in problems if content_hash(p) not in asked])
+            asked |= {content_hash(g.problem) for g in new}
+            live = [g for g in groups if self._has_variance(g)]
+            groups = live + new + dead[len(new) :]
         return groups
 
     def _rollouts(self, problems: Sequence[Problem]) -> list[Group]:
@@ -274,14 +284,12 @@ class Reinforcement:
         )
         return penalties.view(len(groups), -1)
 
+    def _has_variance(self, group: Group) -> bool:
+        return bool(has_variance(torch.tensor([self._weighted(group)])))
+
     def _weighted(self, group: Group) -> list[float]:
         parts = [[settings.weight * x for x in group.rewards[name]] for name, settings in self.stage.rewards.items()]
         return [sum(values) for values in zip(*parts, strict=True)]
-
-    def _copy_of_policy(self) -> Decoder:
-        copy = Decoder(self.policy.config)
-        copy.load_state_dict(self.policy.state_dict())
-        return copy
 
     # --- evaluation, logs, watchdog --------------------------------------------------------------------------------
 
@@ -311,7 +319,9 @@ class Reinforcement:
             f"length {metrics['heldout/length/mean']:.0f} tokens, {self.elapsed:.0f} s of training"
         )
 
-    def _log(self, groups: Sequence[Group], updates: Sequence[UpdateStatistics], times: dict[str, float]) -> None:
+    def _log(
+        self, groups: Sequence[Group], updates: Sequence[UpdateStatistics], times: dict[str, float], lr: float
+    ) -> None:
         self.elapsed += sum(times.values())
         metrics = rollout_metrics(groups) | update_metrics(updates) | self.watchdog.metrics()
         tokens = sum(len(c.ids) for g in groups for c in g.completions)
@@ -319,7 +329,7 @@ class Reinforcement:
         metrics["time/training"] = self.elapsed
         metrics["speed/rollout_tokens_per_s"] = tokens / times["rollout"]
         metrics["speed/train_tokens_per_s"] = tokens / times["update"]
-        metrics["optimizer/lr"] = self.optimizer.lr
+        metrics["optimizer/lr"] = lr
         self.context.rollouts.add(self.step, _rows(groups))
         self.context.metrics.write(self.step, metrics)
         shown = ("accuracy/pass@1", "length/mean", "reward/mean", "groups/dead_share", "reflection/words_per_response")
