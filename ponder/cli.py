@@ -201,7 +201,7 @@ def evaluate(
         str, typer.Option("--on", metavar="NAMES", help="Tasks, separated by commas, or one JSONL or Parquet file.")
     ],
     samples: Annotated[int, typer.Option("--samples", metavar="K", help="Completions a problem.")] = 16,
-    problems: Annotated[int, typer.Option("--problems", metavar="N", help="Held-out problems a task.")] = 200,
+    problems: Annotated[int, typer.Option("--problems", metavar="N", help="Held-out problems a task.")] = 100,
     difficulty: Annotated[
         str, typer.Option("--difficulty", metavar="D", help="The tasks' dial: a number, or a range as 1-3.")
     ] = "1",

@@ -117,7 +117,6 @@ def parameters_of_shape(shape: ModelShape) -> int:
     """Parameters of a decoder of that shape: embeddings, attention, SwiGLU and norms."""
     width, query, key = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = width * query + 2 * width * key + query * width
-    attention += query + 2 * key if shape.family == "qwen2" else 0  # biases of q, k and v
     attention += 2 * shape.head_dim if shape.family == "qwen3" else 0  # norms of q and k
     layer = attention + 3 * width * shape.intermediate_size + 2 * width
     embeddings = shape.vocab_size * width * (1 if shape.tied_embeddings else 2)

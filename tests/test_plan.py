@@ -118,14 +118,14 @@ def test_the_lineage_hangs_each_stage_below_its_model() -> None:
     ]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_those_of_the_decoder(family: str, tied: bool) -> None:
     from ponder.model.config import DecoderConfig
     from ponder.model.decoder import Decoder
 
-    shape = ModelShape(family=family, vocab_size=300, hidden_size=64, num_layers=2, tied_embeddings=tied)  # type: ignore[arg-type]
-    config = DecoderConfig(**shape.model_dump(), qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
+    shape = ModelShape(family=family, vocab_size=500, hidden_size=64, num_layers=2, tied_embeddings=tied)  # type: ignore[arg-type]
+    config = DecoderConfig(**shape.model_dump(exclude={"seed"}), qk_norm=family == "qwen3")
     unique = {parameter.data_ptr(): parameter.numel() for parameter in Decoder(config).parameters()}
     assert parameters_of_shape(shape) == sum(unique.values())
 

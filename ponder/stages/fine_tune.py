@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -26,9 +25,16 @@ _TOKENIZER_DOCUMENTS = 6_000
 
 
 def run_stage(stage: FineTuneStage, context: StageContext) -> None:
-    """Train, and leave a Hugging Face folder in the stage's `model/`."""
+    """Train, and leave a Hugging Face folder in the stage's `model/`.
+
+    Raises `UsageError` for data or a context that do not fit, `RefusedError` when updates are not finite.
+    """
     world = _open_world(stage, context.seed)
     model = _start(stage, world, context)
+    if stage.context > model.config.max_positions:
+        raise UsageError(
+            f"context ({stage.context}) must not exceed the model's {model.config.max_positions} positions"
+        )
     optimizer = Optimizer(model.decoder, stage.optimizer, stage.steps)
     step, cursor = 0, 0
     if (state := load_state(context.state_dir)) is not None:
@@ -78,7 +84,10 @@ def run_stage(stage: FineTuneStage, context: StageContext) -> None:
 def _open_world(stage: FineTuneStage, seed: int) -> MiniWorld:
     if stage.data != ("mini-world",):
         raise UsageError(f"data {', '.join(stage.data)!r} cannot be read yet: `mini-world` is the one source")
-    return MiniWorld(**{"seed": seed, **stage.data_options})
+    try:
+        return MiniWorld(**{"seed": seed, **stage.data_options})
+    except TypeError as error:
+        raise UsageError(f"data_options do not fit `mini-world`: {error}") from error
 
 
 def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> LoadedModel:
@@ -96,15 +105,15 @@ def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> Loa
 def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
     fields = shape.model_dump(exclude={"seed"})
     fields["vocab_size"] = tokenizer.vocab_size
-    config = DecoderConfig(**fields, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id)
-    return dataclasses.replace(config, qkv_bias=shape.family == "qwen2", qk_norm=shape.family == "qwen3")
+    fields["qk_norm"] = shape.family == "qwen3"
+    return DecoderConfig(**fields, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id)
 
 
 def _examples(world: MiniWorld, tokenizer: Tokenizer, cursor: int, context: int) -> Iterator[Example]:
     """Documents from the cursor on; those longer than the context are cut, as text of a web page would be."""
     while True:
         document = world.document(cursor)
-        prompt = tuple(tokenizer.encode(document.prompt))
+        prompt = tuple(tokenizer.encode(document.prompt))[: context - 1]
         reply = tuple(tokenizer.encode(document.reply))[: context - len(prompt)]
         yield Example(prompt, reply)
         cursor += 1
