@@ -225,7 +225,7 @@ class ModelShape(Settings):
     """A new decoder, made from nothing."""
 
     family: Literal["llama", "qwen3"] = "llama"
-    """Architecture, as in the Hugging Face `model_type`. Not qwen2: transformers would split its texts in its own way."""
+    """Architecture, as in Hugging Face's `model_type`. Not qwen2: transformers would split its texts in its own way."""
     vocab_size: int = Field(1024, ge=452)
     """Tokens of the byte-level BPE trained on the stage's own text."""
     hidden_size: int = 128
