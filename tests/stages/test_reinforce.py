@@ -574,9 +574,9 @@ def kill_again_and_again(model_folder: Path, tmp_path: Path, runs: int) -> None:
             assert broken.rollouts(split) == whole.rollouts(split)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_killed_run_ends_bit_for_bit_as_the_unbroken_one(model_folder: Path, tmp_path: Path) -> None:
-    kill_again_and_again(model_folder, tmp_path, runs=3)
+    kill_again_and_again(model_folder, tmp_path, runs=5)
 
 
 @pytest.mark.slow
