@@ -220,15 +220,21 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor], max_bytes: int) -
         shards[-1][name] = tensor
         filled += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
+        _write_shard(folder, WEIGHTS, shards[0])
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         place = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / place, metadata={"format": "pt"})
+        _write_shard(folder, place, shard)
         places |= dict.fromkeys(shard, place)
     total = sum(tensor.nbytes for tensor in tensors.values())
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    save_file(dict(tensors), folder / name, metadata={"format": "pt"})
+    # safetensors lets nobody but the owner read what it writes; the other files of the folder say who may
+    shutil.copymode(folder / CONFIG, folder / name)
 
 
 def _end_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
