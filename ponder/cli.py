@@ -245,8 +245,6 @@ def evaluate(
     rows = RunFolder(run_recipe(recipe, run_dir=run_dir, quiet=quiet).path).evaluations()
     if json_file is not None:
         atomic_write_json(json_file, rows)
-    if not quiet:
-        Console().print(_evaluations_table(rows))
 
 
 @app.command()
@@ -386,8 +384,8 @@ def _plan_text(stage: StagePlan) -> str:
 
 
 def _evaluations_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows with the columns that any of them fills, in the rows' own order."""
-    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
+    """What was measured, and how surely; evaluations.json has the settings of each row."""
+    columns = ("model", "benchmark", "metric", "value", "interval", "problems", "k", "temperature")
     table = _table(*columns)
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
