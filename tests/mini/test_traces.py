@@ -117,9 +117,6 @@ class Slipping(Narrator):
     def written(self, value: int) -> int:
         return value + 1 if self.slip_rate else value
 
-    def without_slips(self) -> Narrator:
-        return Narrator(self.rng, self.language, self.temperament, slip_rate=0.0)
-
 
 def narrator(temperament: Temperament, cls: type[Narrator] = Narrator, **rates: float) -> Narrator:
     return cls(random.Random(0), "en", temperament, **{"slip_rate": 0.0, **rates})

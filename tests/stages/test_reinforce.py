@@ -227,6 +227,25 @@ def test_every_option_logs_finite_numbers(name: str, go: Go) -> None:
     assert max(done.series("grad/norm")) > 0
 
 
+def test_whole_groups_are_dealt_out_to_the_updates(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five groups to two updates: three and two, each group whole and in one update only."""
+    dealt: list[list[tuple[int, ...]]] = []
+    original = reinforce.policy_step
+
+    def policy_step(policy: Any, optimizer: Any, trajectories: Any, *args: Any, **kwargs: Any) -> Any:
+        dealt.append([t.example.prompt_ids for t in trajectories])
+        return original(policy, optimizer, trajectories, *args, **kwargs)
+
+    monkeypatch.setattr(reinforce, "policy_step", policy_step)
+    go(prompts_per_step=5, updates_per_step=2, steps=2)
+    assert [len(update) for update in dealt] == [12, 8, 12, 8]
+    for first, second in (dealt[:2], dealt[2:]):
+        counts = Counter(first + second)
+        assert len(counts) == 5
+        assert set(counts.values()) == {4}
+        assert set(first).isdisjoint(second)
+
+
 def test_the_kl_term_holds_the_policy_back(go: Go) -> None:
     free = go("free", algorithm={"kl": {"beta": 1e-9}}, steps=6)
     held = go("held", algorithm={"kl": {"beta": 5.0}}, steps=6)
@@ -499,7 +518,7 @@ def test_with_the_sign_flipped_it_becomes_rare(go: Go, model_folder: Path, monke
 STATEFUL: dict[str, Any] = {
     "steps": 6,
     "updates_per_step": 2,
-    "algorithm": {"kl": {"beta": 0.1, "refresh_every": 2}, "dynamic_sampling_retries": 1, "entropy_bonus": 0.01},
+    "algorithm": {"kl": {"beta": 0.1, "refresh_every": 3}, "dynamic_sampling_retries": 1, "entropy_bonus": 0.01},
     "optimizer": {"schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.1},
     "evaluation": {"every": 2, "problems": 2, "samples": 2},
     "watchdog": {"preflight_prompts": 2},
