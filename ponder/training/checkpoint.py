@@ -31,6 +31,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     Raises `BrokenInputError` when the file is damaged: torch itself would not notice a wrong number.
     """
     path = folder / _FILE
+    for unfinished in folder.glob(f".{_FILE}.tmp-*"):  # by a process that was killed while it wrote
+        unfinished.unlink(missing_ok=True)
     if not path.exists():
         return None
     with disk_errors(path, "read"):

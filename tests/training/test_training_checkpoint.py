@@ -76,3 +76,10 @@ def test_nothing_in_a_state_is_run(tmp_path: Path) -> None:
     with pytest.raises(BrokenInputError, match="damaged"):
         load_state(tmp_path)
     assert not (tmp_path / "touched").exists()
+
+
+def test_what_a_killed_write_left_behind_is_swept_away(tmp_path):
+    save_state(tmp_path, {"step": 1})
+    (tmp_path / ".state.pt.tmp-123").write_bytes(b"half a file")
+    assert load_state(tmp_path) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
