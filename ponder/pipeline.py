@@ -8,6 +8,7 @@ destroyed, and comes back when the settings do.
 from __future__ import annotations
 
 import difflib
+import graphlib
 import hashlib
 import importlib
 import importlib.resources
@@ -25,8 +26,19 @@ from typing import Any
 
 from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
 from ponder.progress import Reporter, duration
-from ponder.recipe import EvaluateStage, FineTuneStage, Recipe, ReinforceStage, Stage, load_recipe
-from ponder.run import RunFolder, StageContext, StageRecord, earlier_stages, stage_seed, utc_now
+from ponder.recipe import (
+    EvaluateStage,
+    FineTuneStage,
+    Recipe,
+    ReinforceStage,
+    SampleStage,
+    SourceSettings,
+    Stage,
+    TaskSettings,
+    TrainRewardStage,
+    load_recipe,
+)
+from ponder.run import RunFolder, StageContext, StageRecord, stage_seed, utc_now
 from ponder.store.files import disk_advice, disk_errors
 
 RESULT_VERSION = 1
@@ -85,7 +97,6 @@ def run_pipeline(
     recipe is wrong or the folder is in use, `BrokenInputError` when a file or the disk is, `RefusedError` from a stage.
     """
     wanted = stages_up_to(recipe, to)
-    check_references(recipe)
     run = RunFolder(default_run_dir(recipe) if run_dir is None else run_dir)
     ran: list[str] = []
     with run.lock(), _sigterm_interrupts():
@@ -138,34 +149,66 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 def stages_up_to(recipe: Recipe, to: str | None) -> list[str]:
-    """Names of the stages in the order in which they run, ending with `to`. Raises `UsageError` if it is unknown."""
-    names = list(recipe.stages)
+    """Names of the stages in the order in which they run; with `to`, only what it needs, and itself last.
+
+    Raises `UsageError` if `to` is unknown.
+    """
+    names = running_order(recipe)
     if to is None:
         return names
     if to not in names:
         raise UsageError(f"--to {to!r} is no stage of {recipe.name!r}: its stages are {', '.join(names)}")
-    return names[: names.index(to) + 1]
+    needed = {to}
+    for name in reversed(names):
+        if name in needed:
+            needed |= inputs(recipe, name)
+    return [name for name in names if name in needed]
 
 
 def references(stage: Stage) -> dict[str, str]:
     """What a stage starts from: {setting: model or data set}, as written in the recipe."""
     match stage:
         case ReinforceStage():
-            return {"model": stage.model}
+            judges = {f"rewards.{name}.model": reward.model for name, reward in stage.rewards.items() if reward.model}
+            return {"model": stage.model, **judges}
+        case SampleStage():
+            return {} if stage.model is None else {"model": stage.model}
         case FineTuneStage():
-            data = {f"data.{i}": source for i, source in enumerate(stage.data)}
-            return data if stage.model is None else {"model": stage.model, **data}
+            found = {f"data.{i}": source for i, source in enumerate(stage.data)}
+            if stage.model is not None:
+                found = {"model": stage.model, **found}
+            if stage.shape is not None and stage.shape.tokenizer is not None:
+                found["shape.tokenizer"] = stage.shape.tokenizer
+            if stage.on_policy is not None:
+                found["on_policy.teacher"] = stage.on_policy.teacher
+            return found
+        case TrainRewardStage():
+            return {"model": stage.model, **{f"data.{i}": source for i, source in enumerate(stage.data)}}
         case EvaluateStage():
             return {f"models.{i}": model for i, model in enumerate(stage.models)}
 
 
-def check_references(recipe: Recipe) -> None:
-    """Raises `UsageError` when a stage starts from itself or from a stage that runs after it."""
-    names = list(recipe.stages)
-    for position, (name, stage) in enumerate(recipe.stages.items()):
-        for setting, reference in references(stage).items():
-            if reference in names[position + 1 :]:
-                raise UsageError(f"`stages.{name}.{setting}`: {reference!r} runs after {name!r}; put it before")
+def inputs(recipe: Recipe, name: str) -> set[str]:
+    """The stages that a stage starts from."""
+    return {reference for reference in references(recipe.stages[name]).values() if reference in recipe.stages}
+
+
+def running_order(recipe: Recipe) -> list[str]:
+    """Every stage after those that it starts from, otherwise as written. Raises `UsageError` for a circle."""
+    sorter = graphlib.TopologicalSorter({name: inputs(recipe, name) for name in recipe.stages})
+    written = list(recipe.stages)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise UsageError(f"stages: {circle} start from each other in a circle: change one of them") from error
+    order: list[str] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=written.index)
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order
 
 
 # --- hashes ------------------------------------------------------------------------------------------------------
@@ -177,22 +220,23 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
     A change thus reaches the stages downstream of it, and no others. Hexadecimal, 32 digits.
     """
     hashes: dict[str, str] = {}
-    for name, stage in recipe.stages.items():
+    for name in running_order(recipe):
+        stage = recipe.stages[name]
         parts = {
             "version": RESULT_VERSION,
             "settings": stage.model_dump(mode="json"),
             "seed": stage_seed(recipe.seed, name),
             "threads": recipe.threads,
-            "inputs": {key: input_hash(recipe, name, ref, hashes) for key, ref in references(stage).items()},
+            "inputs": {key: input_hash(recipe, ref, hashes) for key, ref in references(stage).items()},
             "files": _task_files(stage),
         }
         hashes[name] = _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())
     return hashes
 
 
-def input_hash(recipe: Recipe, stage: str, reference: str, hashes: dict[str, str]) -> str:
-    """Hash of what `stage` starts from: an earlier stage's hash, a file's or folder's content, or else the name."""
-    if reference in earlier_stages(recipe, stage):
+def input_hash(recipe: Recipe, reference: str, hashes: dict[str, str]) -> str:
+    """Hash of what a stage starts from: another stage's hash, a file's or folder's content, or else the name."""
+    if reference in recipe.stages:
         return hashes[reference]
     if Path(reference).exists():
         return fingerprint(Path(reference))
@@ -229,9 +273,17 @@ def _content_hash(file: Path) -> str:
 
 
 def _task_files(stage: Stage) -> dict[str, str]:
-    if isinstance(stage, FineTuneStage):
-        return {}
-    paths = {name: task.path for name, task in stage.tasks.items() if task.path is not None}
+    tasks: dict[str, TaskSettings | SourceSettings] = {}
+    match stage:
+        case ReinforceStage() | EvaluateStage():
+            tasks |= stage.tasks
+        case SampleStage():
+            tasks |= stage.tasks | {f"sources.{name}": source for name, source in stage.sources.items()}
+        case FineTuneStage() if stage.on_policy is not None:
+            tasks |= stage.on_policy.tasks
+        case _:
+            pass
+    paths = {name: task.path for name, task in tasks.items() if task.path is not None}
     return {name: fingerprint(Path(path)) if Path(path).exists() else path for name, path in paths.items()}
 
 
@@ -288,7 +340,7 @@ def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str]
         started=utc_now() if before is None else before.started,
         seconds=0.0 if before is None else before.seconds,
         threads=threads,
-        uses={ref: input_hash(recipe, name, ref, hashes) for ref in references(stage).values()},
+        uses={ref: input_hash(recipe, ref, hashes) for ref in references(stage).values()},
     )
     run.set_record(name, record)
     begun = time.monotonic()

@@ -16,7 +16,7 @@ from rich.tree import Tree
 from ponder.errors import BrokenInputError
 from ponder.pipeline import is_done, references, stage_hashes
 from ponder.recipe import EvaluateStage, EvaluationSettings, FineTuneStage, ModelShape, Recipe, ReinforceStage, Stage
-from ponder.run import RunFolder, earlier_stages
+from ponder.run import RunFolder
 from ponder.store.files import disk_errors
 from ponder.store.metrics import Line, read_metrics, series
 
@@ -107,8 +107,7 @@ def count_parameters(recipe: Recipe, name: str) -> int | None:
         return parameters_of_shape(stage.shape)
     models = [reference for setting, reference in references(stage).items() if setting.startswith("model")]
     known = [
-        count_parameters(recipe, model) if model in earlier_stages(recipe, name) else _stored_parameters(model)
-        for model in models
+        count_parameters(recipe, model) if model in recipe.stages else _stored_parameters(model) for model in models
     ]
     return max((count for count in known if count is not None), default=None)
 

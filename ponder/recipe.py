@@ -60,6 +60,96 @@ class TaskSettings(Settings):
     """For file and Hub sets: the column that holds the reference answer."""
     options: dict[str, Any] = {}
     """Passed to the generator as they are (reasoning-gym: `dataset` and its own settings)."""
+    from_step: int = Field(1, ge=1)
+    """`reinforce` only: first step at which these problems are drawn; general prompts come only in the last 400 of
+    1,700 steps in [R1 3.2.2]."""
+
+
+class EndpointSettings(Settings):
+    """A model behind an OpenAI-compatible chat-completions API, for rewriting and judging."""
+
+    base_url: str
+    """Root of the API, up to and with `/v1`."""
+    model: str
+    """Name of the model, as that API knows it."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; None sends none. Keys never stand in a recipe."""
+    temperature: float = Field(0.0, ge=0)
+    """Softmax temperature of the endpoint's own sampling."""
+    max_tokens: int = Field(2048, ge=1)
+    """Longest reply of the endpoint, in tokens."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds that one request may take."""
+    retries: int = Field(3, ge=0)
+    """Tries after the first that failed, with growing pauses."""
+    concurrency: int = Field(4, ge=1)
+    """Requests under way at once."""
+
+
+class KeepSettings(Settings):
+    """Which sampled or read examples stay in a data set; the rest is counted by the first rule that it breaks."""
+
+    correct: bool = True
+    """Only what the task's rule, or the judge where there is no rule, accepts [R1 2.3.3]."""
+    finished: bool = True
+    """Only replies that end by themselves and hold one block of thinking and an answer."""
+    min_consistency: float = Field(0.0, ge=0, le=1)
+    """Smallest share of the thinking's words in the prompt's language; 1 keeps one language only [R1 2.3.3]."""
+    max_repeated_share: float = Field(1.0, ge=0, le=1)
+    """Largest share of words inside an n-gram that occurred before (repetition detector, [R1 B.3.2])."""
+    repeated_ngram: int = Field(20, ge=1)
+    """Words of such an n-gram."""
+    max_paragraph_chars: int = Field(0, ge=0)
+    """Longest paragraph of the thinking, in characters; 0 is no limit. Long paragraphs are dropped in [R1 2.3.3]."""
+    code_blocks_in_thinking: bool = True
+    """False drops thinking that holds a fenced code block [R1 2.3.3]."""
+    max_thinking_words: int = Field(0, ge=0)
+    """Longest thinking, in words; 0 is no limit."""
+    near_duplicate: float = Field(1.0, gt=0, le=1)
+    """Examples whose word 5-grams overlap by this Jaccard similarity or more with one kept before are dropped; 1 drops
+    equal ones only."""
+    per_problem: int = Field(0, ge=0)
+    """Most examples kept of one problem, in order of sampling; 0 is no cap."""
+
+
+class RewriteSettings(Settings):
+    """How kept rollouts take the cold-start shape: readable thinking, then a summary for a person [R1 2.3.1, B.3.2]."""
+
+    by: Literal["mini-world", "endpoint"] = "mini-world"
+    """The built-in rewriter of the mini world's traces, or a model behind an endpoint."""
+    endpoint: EndpointSettings | None = None
+    """Needed where `by` is `endpoint`."""
+    instructions: str | None = None
+    """Text put to the endpoint in place of the built-in one; holds {prompt}, {thinking}, {answer} and {language}."""
+
+    @model_validator(mode="after")
+    def _endpoint_given(self) -> RewriteSettings:
+        if (self.by == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`endpoint` must be given exactly where `by` is `endpoint`")
+        return self
+
+
+class SourceSettings(Settings):
+    """Examples that come from elsewhere, not from the stage's own model."""
+
+    rows: int = Field(0, ge=0)
+    """Examples to take; 0 takes all that a file or set holds. A generator needs a number."""
+    tasks: dict[str, TaskSettings] = {}
+    """For `mini-world`: the tasks whose prompts are answered as a helpful person would."""
+    path: str | None = None
+    """For `file` and `hub`: a JSONL or Parquet file, a folder of them, or a Hub data set id."""
+    domain: str = "general"
+    """What the examples are about; written into each."""
+    language: str = "en"
+    """Language of the examples, where they do not say so themselves."""
+    messages_field: str = "messages"
+    """Column with a list of {role, content}, where there is one; the last assistant turn is the reply."""
+    prompt_field: str = "problem"
+    """Column with the prompt, where there are no messages."""
+    reply_field: str = "solution"
+    """Column with the whole reply; thinking and answer are told apart by the one parser."""
+    thinking_field: str | None = None
+    """Column with the thinking, where it stands apart from the reply."""
 
 
 class KlSettings(Settings):
@@ -164,15 +254,35 @@ class WatchdogSettings(Settings):
     """Non-finite updates in a row before the run goes back to its last good state."""
     enabled: bool = True
     """False logs what it sees and refuses nothing (for control runs that are meant to learn nothing)."""
+    hacking_window: int = Field(4, ge=3)
+    """Held-out evaluations looked back on for reward hacking: a preference reward that rises over them while held-out
+    accuracy or a watched reward (weight 0) falls, or length runs away."""
+    hacking_margin: float = Field(0.05, ge=0)
+    """How far accuracy must fall meanwhile, as a share of 1, before the alarm."""
+    stop_on_hacking: bool = False
+    """True stops the stage at the alarm; False warns and goes on."""
+
+
+def _reward_in_short(value: Any) -> Any:
+    """A number stands for a weight, a text for a reward model."""
+    if isinstance(value, (int, float)):
+        return {"weight": value}
+    return {"model": value} if isinstance(value, str) else value
 
 
 class RewardSettings(Settings):
     """One named reward."""
 
     weight: float = 1.0
-    """Factor before aggregation."""
+    """Factor before aggregation; 0 watches a reward without training on it."""
     options: dict[str, Any] = {}
     """Passed to the reward's function as keyword arguments."""
+    model: str | None = None
+    """A reward model: a `train_reward` stage's name or its folder. The reward is its score, under any name."""
+    tasks: tuple[str, ...] = ()
+    """Tasks (as named in the stage) whose prompts get this reward; none named is all of them."""
+    from_step: int = Field(1, ge=1)
+    """First step at which it counts; preference rewards only in the last 400 of 1,700 steps in [R1 3.2.2]."""
 
 
 class ReinforceStage(Settings):
@@ -186,7 +296,8 @@ class ReinforceStage(Settings):
     tasks: dict[str, TaskSettings]
     """Sources of problems by task name."""
     rewards: dict[str, RewardSettings] = {"accuracy": RewardSettings(), "format": RewardSettings()}
-    """Named rewards; a number stands for a weight. R1-Zero: accuracy + format, equal weight [R1 Eq. 4]."""
+    """Named rewards; a number stands for a weight, a text for a reward model. R1-Zero: accuracy + format, equal weight
+    [R1 Eq. 4]; R1's last stage: rules, reward models and language [R1 Eq. 8-10]."""
     steps: int = Field(100, ge=1)
     """Rollout-and-update rounds; 10,400 policy updates in [R1 2.1]."""
     prompts_per_step: int = Field(32, ge=1)
@@ -209,7 +320,7 @@ class ReinforceStage(Settings):
     @classmethod
     def _numbers_are_weights(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {k: {"weight": v} if isinstance(v, (int, float)) else v for k, v in value.items()}
+            return {k: _reward_in_short(v) for k, v in value.items()}
         return value
 
     @model_validator(mode="after")
@@ -218,6 +329,12 @@ class ReinforceStage(Settings):
             raise ValueError("updates_per_step must not exceed prompts_per_step: an update needs a whole group")
         if not self.tasks:
             raise ValueError("tasks must name at least one source of problems")
+        if all(task.from_step > 1 for task in self.tasks.values()):
+            raise ValueError("tasks must name a source of problems for step 1, where `from_step` is 1")
+        for name, reward in self.rewards.items():
+            unknown = set(reward.tasks) - set(self.tasks)
+            if unknown:
+                raise ValueError(f"rewards.{name}.tasks names {sorted(unknown)[0]!r}, which is none of the tasks")
         return self
 
 
@@ -226,8 +343,11 @@ class ModelShape(Settings):
 
     family: Literal["llama", "qwen3"] = "llama"
     """Architecture, as in Hugging Face's `model_type`. Not qwen2: transformers would split its texts in its own way."""
+    tokenizer: str | None = None
+    """Take the tokenizer of this model (a stage, a name, a folder); None trains one on the stage's own text. A student
+    that shares its teacher's tokenizer can learn from the teacher's probabilities, too."""
     vocab_size: int = Field(1024, ge=452)
-    """Tokens of the byte-level BPE trained on the stage's own text."""
+    """Tokens of the byte-level BPE that is trained where no `tokenizer` is named."""
     hidden_size: int = 128
     intermediate_size: int = 384
     num_layers: int = 4
@@ -240,33 +360,142 @@ class ModelShape(Settings):
     """Of the first weights; None follows from the recipe's seed."""
 
 
+class SampleStage(Settings):
+    """`sample`: builds a data set. Generates, filters, keeps; or reads and generates what comes from elsewhere."""
+
+    verb: Literal["sample"]
+    model: str | None = None
+    """What answers the problems; None where all examples come from `sources`."""
+    template: str = "r1-zero"
+    """As in `reinforce`."""
+    tasks: dict[str, TaskSettings] = {}
+    """Sources of problems for the model by task name; only their train split is used."""
+    problems: int = Field(1000, ge=1)
+    """Different problems to put to the model."""
+    samples: int = Field(4, ge=1)
+    """Rollouts a problem."""
+    sampling: SamplingSettings = SamplingSettings()
+    keep: KeepSettings = KeepSettings()
+    judge: EndpointSettings | None = None
+    """A model that is given reference and prediction, for problems that no rule can judge [R1 2.3.3, Listing 4]."""
+    rewrite: RewriteSettings | None = None
+    """Bring what was kept into the cold-start shape; None leaves it as sampled."""
+    sources: dict[str, SourceSettings] = {}
+    """Examples from elsewhere by kind: `mini-world`, `file`, `hub`; a label may follow, as in `file:cold`."""
+    decontaminate_ngram: int = Field(10, ge=0)
+    """Drop examples that share a word n-gram with a benchmark of the recipe; 10 in [R1 D.1], 0 is off."""
+    checkpoint_every: int = Field(64, ge=1)
+    """Problems between states from which a resume is possible."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> SampleStage:
+        if (self.model is None) != (not self.tasks):
+            raise ValueError("`model` and `tasks` go together: the model answers the tasks' problems")
+        if not self.tasks and not self.sources:
+            raise ValueError("give `model` and `tasks`, or `sources`, or both")
+        return self
+
+
+class OnPolicySettings(Settings):
+    """On-policy distillation: the student samples, the teacher's probabilities of every token are its target."""
+
+    teacher: str
+    """A stage's name, a name, a folder: a model with the student's tokenizer."""
+    tasks: dict[str, TaskSettings]
+    """Sources of the prompts; only their train split is used."""
+    prompts_per_step: int = Field(32, ge=1)
+    """Different problems a step."""
+    samples: int = Field(4, ge=1)
+    """Completions a problem."""
+    sampling: SamplingSettings = SamplingSettings()
+
+
 class FineTuneStage(Settings):
-    """`fine_tune`: next-token training on text or examples, from a model or from nothing."""
+    """`fine_tune`: next-token training on replies, from a model or from nothing; also on-policy distillation."""
 
     verb: Literal["fine_tune"]
     model: str | None = None
     """Where to start from; None with `shape` starts from random weights."""
     shape: ModelShape | None = None
-    """Make a new model of this shape, with a tokenizer trained on the text."""
-    data: tuple[str, ...]
-    """`mini-world` (text that Ponder generates), another stage's name, or a JSONL or Parquet file."""
+    """Make a new model of this shape."""
+    data: tuple[str, ...] = ()
+    """`mini-world` (text that Ponder generates, alone), or `sample` stages, data folders, JSONL or Parquet files."""
     data_options: dict[str, Any] = {}
     """Passed to the text generator; its `seed`, where not given, follows from the recipe's."""
-    steps: int = Field(1000, ge=1)
-    """Optimizer steps."""
+    on_policy: OnPolicySettings | None = None
+    """Learn from a teacher on the student's own samples, in place of `data`."""
+    template: str = "r1-zero"
+    """Prompt template around the data's prompts, as in `reinforce`; generation must use the same."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; 2 to 3 in [R1 B.4.2]. Exactly one of this and `steps`."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; needed where the data never end (`mini-world`, `on_policy`)."""
     tokens_per_step: int = Field(16384, ge=64)
     """Tokens an optimizer step."""
     context: int = Field(512, ge=16)
-    """Longest packed row, in tokens; 32,768 in [R1 B.4.2]."""
+    """Longest packed row, in tokens; 32,768 in [R1 B.4.2]. Longer examples are left out and counted."""
+    tokens_per_micro_batch: int = Field(4096, ge=64)
+    """Packing budget of one forward and backward pass, in tokens: lower it when memory is short."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, schedule="cosine", warmup_steps=50)
+    min_stop_rate: float = Field(0.9, ge=0, le=1)
+    """After training on examples, the smallest share of sampled replies that end by themselves; 0 skips the gate."""
     checkpoint_every: int = Field(200, ge=1)
     """Steps between states from which an exact resume is possible."""
 
     @model_validator(mode="after")
-    def _one_start(self) -> FineTuneStage:
+    def _one_of_each(self) -> FineTuneStage:
         if (self.model is None) == (self.shape is None):
             raise ValueError("give exactly one of `model` (start from weights) and `shape` (start from nothing)")
+        if bool(self.data) == (self.on_policy is not None):
+            raise ValueError("give exactly one of `data` and `on_policy`")
+        if "mini-world" in self.data and self.data != ("mini-world",):
+            raise ValueError("`mini-world` never ends, so it must be the only entry of `data`")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        if self.epochs is not None and (self.on_policy is not None or "mini-world" in self.data):
+            raise ValueError("`epochs` needs data that end: give `steps`")
         return self
+
+
+class TrainRewardStage(Settings):
+    """`train_reward`: a scalar head on a base model, trained on pairs or on labelled replies [R1 3.1]."""
+
+    verb: Literal["train_reward"]
+    model: str = "mini"
+    """The base under the head, as in `reinforce`."""
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    """Bradley-Terry on (chosen, rejected): helpful; or safe against unsafe, one reply at a time: safety [R1 3.1]."""
+    score: Literal["answer", "reply"] = "answer"
+    """What is scored: the final answer only (helpful), or the whole reply with its thinking (safety) [R1 3.1]."""
+    data: tuple[str, ...]
+    """`mini-world`, or files of pairs or labelled replies (JSONL, gzipped or not, or Parquet)."""
+    data_options: dict[str, Any] = {}
+    """Passed to the mini world's generator."""
+    template: str = "r1-zero"
+    """Prompt template around the prompts, as in `reinforce`."""
+    judge: EndpointSettings | None = None
+    """A model that makes the pairs from unjudged ones: both orders, `judge_votes` times, averaged [R1 B.2]."""
+    judge_votes: int = Field(4, ge=2)
+    """Judgements a pair, half of them in each order; 4 in [R1 B.2]."""
+    judge_margin: float = Field(1.0, ge=0)
+    """Pairs whose averaged five-grade verdict differs by no more are dropped; 1 in [R1 B.2]."""
+    rows: int = Field(0, ge=0)
+    """Pairs or replies to take, drawn by the seed; 0 takes all. A generator needs a number."""
+    heldout_share: float = Field(0.15, gt=0, lt=1)
+    """Share of the prompts kept for measuring."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data; 1 in [R1 3.1]."""
+    rows_per_step: int = Field(32, ge=1)
+    """Pairs or replies an optimizer step; 256 in [R1 3.1]."""
+    max_tokens: int = Field(512, ge=16)
+    """Longest prompt with reply, in tokens; 8,192 in training in [R1 3.1]. Longer ones are left out and counted."""
+    frozen_layers: int = Field(0, ge=0)
+    """Lowest layers that keep their weights; freezing most of them is several times faster."""
+    tokens_per_micro_batch: int = Field(4096, ge=64)
+    """Packing budget of one forward and backward pass, in tokens: lower it when memory is short."""
+    optimizer: OptimizerSettings = OptimizerSettings(lr=6e-6)
+    checkpoint_every: int = Field(20, ge=1)
+    """Steps between states from which an exact resume is possible."""
 
 
 class EvaluateStage(Settings):
@@ -279,14 +508,20 @@ class EvaluateStage(Settings):
     """As in `reinforce`."""
     tasks: dict[str, TaskSettings]
     """Sources of problems by task name; only their test split is used."""
+    templates: dict[str, str] = {}
+    """Another template for single models, by their name in `models`."""
     problems: int = Field(100, ge=1)
     """Held-out problems a task."""
     samples: int = Field(16, ge=1)
     """k: 4 to 64 by test size in [R1 D.1]."""
     sampling: SamplingSettings = SamplingSettings(temperature=0.6, top_p=0.95)
+    published: bool = False
+    """Show the paper's own figures beside the table, marked as published."""
 
 
-Stage = Annotated[Union[ReinforceStage, FineTuneStage, EvaluateStage], Field(discriminator="verb")]
+Stage = Annotated[
+    Union[ReinforceStage, SampleStage, FineTuneStage, TrainRewardStage, EvaluateStage], Field(discriminator="verb")
+]
 
 
 class Recipe(Settings):
@@ -299,7 +534,7 @@ class Recipe(Settings):
     threads: int = Field(0, ge=0)
     """CPU threads of the linear algebra; 0 takes all cores. Part of exact resume: sums depend on it."""
     stages: dict[str, Stage]
-    """In the order in which they run."""
+    """In any order: each runs after those that it starts from."""
 
     @model_validator(mode="after")
     def _stage_names(self) -> Recipe:
@@ -361,7 +596,7 @@ def _explain(error: ValidationError) -> str:
     """The first problem in one sentence, with the nearest valid key where a key is unknown."""
     # a mistyped key also makes the right one missing: say the cause first
     first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    tags = ("reinforce", "fine_tune", "evaluate")
+    tags = tuple(_VERBS)
     # pydantic puts the verb into the path of a discriminated union; a person never wrote it there
     path = [str(p) for i, p in enumerate(first["loc"]) if not (p in tags and i == 2)]
     if first["type"] == "extra_forbidden":
@@ -379,12 +614,20 @@ def _explain(error: ValidationError) -> str:
 
 def _step_into(owner: Any, part: str | int) -> Any:
     """The settings class that `part` of an error's path leads to, or None."""
-    verbs = {"reinforce": ReinforceStage, "fine_tune": FineTuneStage, "evaluate": EvaluateStage}
-    if part in verbs:
-        return verbs[str(part)]
+    if part in _VERBS:
+        return _VERBS[str(part)]
     if isinstance(owner, type) and issubclass(owner, BaseModel) and part in owner.model_fields:
         return _settings_in(owner.model_fields[str(part)].annotation)
     return owner  # a key of a dict of settings: stays at the value's class
+
+
+_VERBS: dict[str, type[Settings]] = {
+    "reinforce": ReinforceStage,
+    "sample": SampleStage,
+    "fine_tune": FineTuneStage,
+    "train_reward": TrainRewardStage,
+    "evaluate": EvaluateStage,
+}
 
 
 def _settings_in(annotation: Any) -> Any:

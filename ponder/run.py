@@ -300,14 +300,14 @@ class StageContext:
         return self.folder / "state"
 
     def model_source(self, reference: str) -> str:
-        """An earlier stage's name becomes its model folder; any other reference is unchanged.
+        """Another stage's name becomes its model folder; any other reference is unchanged.
 
         Raises `UsageError` when that stage left no model.
         """
         return self._result_of(reference, "model")
 
     def data_source(self, reference: str) -> str:
-        """An earlier stage's name becomes its data folder; any other reference is unchanged.
+        """Another stage's name becomes its data folder; any other reference is unchanged.
 
         Raises `UsageError` when that stage left no data.
         """
@@ -320,7 +320,7 @@ class StageContext:
         self.reporter.close()
 
     def _result_of(self, reference: str, kind: str) -> str:
-        if reference not in earlier_stages(self.recipe, self.stage_name):
+        if reference not in self.recipe.stages:
             return reference
         folder = self.run.stage_folder(reference) / kind
         if not folder.exists():
@@ -332,12 +332,6 @@ class StageContext:
 def stage_seed(seed: int, stage: str) -> int:
     """63-bit seed of a stage: stages draw from unrelated streams, and adding one does not change the others."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\x1f{stage}".encode(), digest_size=8).digest(), "big") >> 1
-
-
-def earlier_stages(recipe: Recipe, stage: str) -> list[str]:
-    """Names of the stages that run before `stage`: the only ones it can start from."""
-    names = list(recipe.stages)
-    return names[: names.index(stage)]
 
 
 def utc_now() -> str:

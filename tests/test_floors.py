@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    1: ["errors", "recipe", "tasks.base", "tasks", "verifiers", "model", "algorithms", "mini"],
+    1: ["errors", "recipe", "tasks.base", "tasks", "verifiers", "model", "algorithms", "mini", "text"],
     2: ["rewards", "rollout", "training", "store", "progress", "doctor"],
-    3: ["evaluation", "run", "serving"],
+    3: ["evaluation", "run", "curation", "serving"],
     4: ["stages", "ui"],
     5: ["pipeline", "plan"],
     6: ["cli", "api", "__main__", "__init__"],

@@ -94,8 +94,11 @@ def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> Loa
     if stage.model is not None:
         return load_model(context.model_source(stage.model))
     assert stage.shape is not None
-    texts = (d.prompt + d.reply for d in (world.document(i) for i in range(_TOKENIZER_DOCUMENTS)))
-    tokenizer = Tokenizer.train(texts, stage.shape.vocab_size)
+    if stage.shape.tokenizer is None:
+        texts = (d.prompt + d.reply for d in (world.document(i) for i in range(_TOKENIZER_DOCUMENTS)))
+        tokenizer = Tokenizer.train(texts, stage.shape.vocab_size)
+    else:
+        tokenizer = load_model(context.model_source(stage.shape.tokenizer)).tokenizer
     config = _config(stage.shape, tokenizer)
     decoder = Decoder(config)
     decoder.initialise(context.seed if stage.shape.seed is None else stage.shape.seed)
@@ -103,7 +106,7 @@ def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> Loa
 
 
 def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
-    fields = shape.model_dump(exclude={"seed"})
+    fields = shape.model_dump(exclude={"seed", "tokenizer"})
     fields["vocab_size"] = tokenizer.vocab_size
     fields["qk_norm"] = shape.family == "qwen3"
     return DecoderConfig(**fields, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id)
