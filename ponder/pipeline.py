@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
+from ponder.mini import FOLDERS
 from ponder.progress import Reporter, duration
 from ponder.recipe import (
     EvaluateStage,
@@ -240,13 +241,9 @@ def input_hash(recipe: Recipe, reference: str, hashes: dict[str, str]) -> str:
         return hashes[reference]
     if Path(reference).exists():
         return fingerprint(Path(reference))
-    return embedded_hash() if reference == "mini" else reference
-
-
-def embedded_hash() -> str:
-    """Hash of the weights inside the package, so that new ones make a run from `mini` stale."""
-    folder = Path(str(importlib.resources.files("ponder.mini"))) / "weights"
-    return fingerprint(folder) if folder.is_dir() else "none"
+    if reference in FOLDERS and FOLDERS[reference].is_dir():
+        return fingerprint(FOLDERS[reference])  # new weights inside the package make a run from them stale
+    return reference
 
 
 def fingerprint(path: Path) -> str:

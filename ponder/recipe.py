@@ -254,11 +254,13 @@ class WatchdogSettings(Settings):
     """Non-finite updates in a row before the run goes back to its last good state."""
     enabled: bool = True
     """False logs what it sees and refuses nothing (for control runs that are meant to learn nothing)."""
-    hacking_window: int = Field(4, ge=3)
-    """Held-out evaluations looked back on for reward hacking: a preference reward that rises over them while held-out
-    accuracy or a watched reward (weight 0) falls, or length runs away."""
-    hacking_margin: float = Field(0.05, ge=0)
-    """How far accuracy must fall meanwhile, as a share of 1, before the alarm."""
+    hacking_window: int = Field(3, ge=2)
+    """Held-out evaluations looked back on for reward hacking: a preference reward that has risen since the first of
+    them while a task's accuracy or a watched reward (weight 0) has fallen, or the length has run away."""
+    hacking_margin: float = Field(0.1, gt=0)
+    """How far, as a share of 1 for accuracy and in the reward's own unit for rewards, before the alarm."""
+    hacking_length: float = Field(2.0, gt=1)
+    """Growth of the mean length, as a factor, that counts as running away."""
     stop_on_hacking: bool = False
     """True stops the stage at the alarm; False warns and goes on."""
 

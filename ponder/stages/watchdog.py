@@ -8,7 +8,9 @@ finite. Pure logic: nothing here samples, logs or touches weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -140,6 +142,103 @@ class Watchdog:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from `state_dict`."""
         self._streaks = {rule: state[rule] for rule in RULES}
+
+
+@dataclass
+class _Evaluation:
+    """What the hacking alarm remembers of a held-out evaluation and of the steps before it."""
+
+    accuracy: dict[str, float]
+    length: float
+    learnt: dict[str, float]
+    watched: dict[str, float]
+
+
+class HackingAlarm:
+    """Sees a preference reward being hacked: it rises while what it stands for does not.
+
+    At each held-out evaluation the mean rewards since the last one are set against the first of the latest
+    `hacking_window` evaluations. The alarm sounds when a preference reward has risen by more than `hacking_margin` and
+    meanwhile the accuracy of a task, or a reward that is only watched (a second judge, at weight 0), has fallen by more
+    than that, or the length has grown by the factor `hacking_length`. R1 met the first of these with its helpful reward
+    [R1 B.5, Fig. 6].
+    """
+
+    def __init__(self, settings: WatchdogSettings) -> None:
+        self._settings = settings
+        self._history: list[_Evaluation] = []
+        self._learnt: dict[str, list[float]] = {}
+        self._watched: dict[str, list[float]] = {}
+        self._sounding = False
+
+    def trained(self, learnt: Mapping[str, float], watched: Mapping[str, float]) -> None:
+        """A step's mean of each preference reward that is trained on, and of each reward that is only watched."""
+        for kept, new in ((self._learnt, learnt), (self._watched, watched)):
+            for name, value in new.items():
+                kept.setdefault(name, []).append(value)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """The sentence of the alarm, if it sounds at this evaluation, whose metrics are by name (docs/metrics.md).
+
+        Raises `RefusedError` with it where `stop_on_hacking` is set.
+        """
+        prefix = "accuracy/pass@1/"
+        now = _Evaluation(
+            accuracy={name.removeprefix(prefix): x for name, x in metrics.items() if name.startswith(prefix)},
+            length=metrics["length/mean"],
+            learnt={name: fmean(values) for name, values in self._learnt.items()},
+            watched={name: fmean(values) for name, values in self._watched.items()},
+        )
+        self._learnt, self._watched = {}, {}
+        self._history = [*self._history, now][-self._settings.hacking_window :]
+        sentence = self._compare(self._history[0], now)
+        self._sounding = sentence is not None
+        if sentence is None:
+            return None
+        sentence = f"at step {step} {sentence}: lower its weight, raise its `from_step`, or train for fewer steps"
+        if self._settings.stop_on_hacking and self._settings.enabled:
+            raise RefusedError(f"stopped: {sentence}")
+        return sentence
+
+    def _compare(self, then: _Evaluation, now: _Evaluation) -> str | None:
+        margin = self._settings.hacking_margin
+        risen = _moved(then.learnt, now.learnt, margin)
+        if not risen:
+            return None
+        reward = f"the preference reward `{risen[0]}` has risen by {now.learnt[risen[0]] - then.learnt[risen[0]]:.2f}"
+        for what, before, after in (
+            ("accuracy on", then.accuracy, now.accuracy),
+            ("watched reward", then.watched, now.watched),
+        ):
+            for name in _moved(after, before, margin):
+                return f"{reward} while the {what} `{name}` fell by {before[name] - after[name]:.2f}"
+        if now.length > then.length * self._settings.hacking_length:
+            return f"{reward} while replies grew from {then.length:.0f} to {now.length:.0f} tokens"
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        """`watchdog/hacking`: 1 while the alarm sounds."""
+        return {"watchdog/hacking": float(self._sounding)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For an exact resume."""
+        return {
+            "history": [asdict(evaluation) for evaluation in self._history],
+            "learnt": self._learnt,
+            "watched": self._watched,
+            "sounding": self._sounding,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._history = [_Evaluation(**evaluation) for evaluation in state["history"]]
+        self._learnt, self._watched = dict(state["learnt"]), dict(state["watched"])
+        self._sounding = state["sounding"]
+
+
+def _moved(low: Mapping[str, float], high: Mapping[str, float], margin: float) -> list[str]:
+    """Names whose value in `high` exceeds that in `low` by more than the margin."""
+    return [name for name in low if name in high and high[name] - low[name] > margin]
 
 
 class NonFiniteGuard:

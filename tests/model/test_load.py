@@ -70,7 +70,7 @@ def test_a_hub_id_is_downloaded_without_what_could_run_code(monkeypatch: pytest.
 
 
 def test_embedded_names_say_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(load_module, "_MINI_FOLDER", tmp_path / "gone")
+    monkeypatch.setitem(load_module.FOLDERS, "mini", tmp_path / "gone")
     with pytest.raises(BrokenInputError, match="embedded model is missing"):
         resolve("mini")
 
