@@ -7,6 +7,7 @@ finite. Pure logic: nothing here samples, logs or touches weights.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -232,7 +233,7 @@ class HackingAlarm:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         self._history = [_Evaluation(**evaluation) for evaluation in state["history"]]
-        self._learnt, self._watched = dict(state["learnt"]), dict(state["watched"])
+        self._learnt, self._watched = copy.deepcopy((state["learnt"], state["watched"]))
         self._sounding = state["sounding"]
 
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from ponder.errors import RefusedError
 from ponder.recipe import WatchdogSettings
-from ponder.stages.watchdog import RULES, GroupStatistics, NonFiniteGuard, Watchdog, broken_rules, preflight
+from ponder.stages.watchdog import (
+    RULES,
+    GroupStatistics,
+    HackingAlarm,
+    NonFiniteGuard,
+    Watchdog,
+    broken_rules,
+    preflight,
+)
 
 SETTINGS = WatchdogSettings(patience=3, max_skipped_steps=3)
 OFF = WatchdogSettings(patience=3, enabled=False)
@@ -174,3 +182,85 @@ def test_the_guard_works_with_the_watchdog_off() -> None:
     assert guard.observe(1, finite=math.isfinite(math.nan))
     with pytest.raises(RefusedError):
         guard.observe(1, finite=False)
+
+
+# --- reward hacking ----------------------------------------------------------------------------------------------
+
+
+def heldout(accuracy: float, length: float = 100.0) -> dict[str, float]:
+    return {"accuracy/pass@1": 0.5, "accuracy/pass@1/countdown": accuracy, "length/mean": length}
+
+
+def watch(
+    settings: WatchdogSettings, *evaluations: tuple[float, float, float, float]
+) -> tuple[HackingAlarm, list[str | None]]:
+    """Feed (preference reward, accuracy, length, watched reward) of each evaluation; what was said at each."""
+    alarm = HackingAlarm(settings)
+    said = []
+    for step, (learnt, accuracy, length, watched) in enumerate(evaluations):
+        alarm.trained({"helpful": learnt - 0.1}, {"judge": watched})
+        alarm.trained({"helpful": learnt + 0.1}, {"judge": watched})
+        said.append(alarm.evaluated(step, heldout(accuracy, length)))
+    return alarm, said
+
+
+HACKING = WatchdogSettings(hacking_window=3, hacking_margin=0.1, hacking_length=2.0)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ((1.0, 0.4, 100, 0.5), "accuracy on `countdown` fell by 0.20"),
+        ((1.0, 0.6, 100, 0.2), "watched reward `judge` fell by 0.30"),
+        ((1.0, 0.6, 201, 0.5), "grew from 100 to 201 tokens"),
+    ],
+)
+def test_a_preference_reward_that_rises_while_something_else_falls_sounds_the_alarm(
+    last: tuple[float, float, float, float], told: str
+) -> None:
+    alarm, said = watch(HACKING, (0.0, 0.6, 100, 0.5), (0.05, 0.6, 100, 0.5), last)
+    assert said[:2] == [None, None]
+    assert said[2] is not None and told in said[2]
+    assert "`helpful` has risen by 1.00" in said[2] and "from_step" in said[2]
+    assert alarm.metrics() == {"watchdog/hacking": 1.0}
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        (1.0, 0.8, 190, 0.9),  # everything gets better
+        (-1.0, 0.2, 300, 0.0),  # everything gets worse, the preference too: a bad run, but no hacking
+        (0.05, 0.2, 300, 0.0),  # it has not risen by the margin
+        (1.0, 0.55, 100, 0.45),  # what fell, fell by less than the margin
+    ],
+)
+def test_the_alarm_is_silent_where_nothing_is_hacked(last: tuple[float, float, float, float]) -> None:
+    alarm, said = watch(HACKING, (0.0, 0.6, 100, 0.5), last)
+    assert said == [None, None]
+    assert alarm.metrics() == {"watchdog/hacking": 0.0}
+
+
+def test_the_alarm_looks_back_no_further_than_its_window() -> None:
+    before = (0.0, 0.9, 100, 0.5)
+    after = (1.0, 0.5, 100, 0.5)
+    assert watch(HACKING, before, after, after, after)[1][-1] is None
+    assert watch(HACKING, before, after, after)[1][-1] is not None
+
+
+def test_the_alarm_can_stop_the_stage() -> None:
+    settings = HACKING.model_copy(update={"stop_on_hacking": True})
+    with pytest.raises(RefusedError, match="`helpful`"):
+        watch(settings, (0.0, 0.6, 100, 0.5), (1.0, 0.2, 100, 0.5))
+    off = settings.model_copy(update={"enabled": False})
+    assert watch(off, (0.0, 0.6, 100, 0.5), (1.0, 0.2, 100, 0.5))[1][1] is not None
+
+
+def test_the_alarm_goes_on_from_its_state() -> None:
+    alarm, _ = watch(HACKING, (0.0, 0.6, 100, 0.5), (0.05, 0.6, 100, 0.5))
+    alarm.trained({"helpful": 0.9}, {})
+    other = HackingAlarm(HACKING)
+    other.load_state_dict(alarm.state_dict())
+    for one in (alarm, other):
+        one.trained({"helpful": 1.1}, {})
+    said = [one.evaluated(2, heldout(0.4)) for one in (alarm, other)]
+    assert said[0] == said[1] and said[0] is not None and "risen by 1.00" in said[0]

@@ -1,0 +1,141 @@
+"""Rewards for the tasks they are meant for, from the step they are meant for, by rule and by reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ponder.errors import UsageError
+from ponder.model.config import DecoderConfig
+from ponder.model.decoder import Decoder
+from ponder.model.folder import save_folder
+from ponder.model.tokenizer import Tokenizer
+from ponder.pipeline import run_pipeline
+from ponder.recipe import Recipe, RewardSettings, load_recipe
+from ponder.rewards import applies
+from ponder.run import RunFolder
+from ponder.stages.reinforce import Reinforcement
+from ponder.store.rollouts import RolloutRow
+
+
+class LikesLength:
+    """A reward model that likes long replies, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
+        self.asked += zip(prompts, replies, strict=True)
+        return [float(len(reply)) for reply in replies]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
+    config = DecoderConfig("llama", tokenizer.vocab_size, 16, 32, 1, 2, 1, 8, 256, eos_ids=tokenizer.eos_ids)
+    decoder = Decoder(config)
+    decoder.initialise(0)
+    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_folder(folder, decoder, tokenizer)
+    return folder
+
+
+def make_recipe(model: Path, **changes: Any) -> Recipe:
+    stage: dict[str, Any] = {
+        "verb": "reinforce",
+        "model": str(model),
+        "template": "mini",
+        "tasks": {"arithmetic": {}, "transpose": {"from_step": 3}},
+        "rewards": {
+            "random": {"tasks": ["arithmetic"]},
+            "helpful": {"model": "judge", "tasks": ["transpose"], "from_step": 4, "weight": 0.5},
+            "second": {"model": "judge", "weight": 0, "from_step": 2},
+        },
+        "steps": 5,
+        "prompts_per_step": 4,
+        "group_size": 4,
+        "sampling": {"max_tokens": 12},
+        "evaluation": {"every": 0},
+        "watchdog": {"enabled": False, "preflight_prompts": 2},
+    }
+    return load_recipe({"name": "tiny", "threads": 1, "stages": {"r1": {**stage, **changes}}})
+
+
+@pytest.fixture
+def rollouts(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[RolloutRow]:
+    judge = LikesLength()
+    monkeypatch.setattr(Reinforcement, "_load_reward_models", lambda self: {"helpful": judge, "second": judge})
+    run_pipeline(make_recipe(model_folder), tmp_path / "run", quiet=True)
+    return list(RunFolder(tmp_path / "run").rollouts().iter_rollouts("r1", split="train"))
+
+
+def test_problems_come_from_the_tasks_that_have_begun(rollouts: list[RolloutRow]) -> None:
+    by_step = {step: {row.task for row in rollouts if row.step == step} for step in range(1, 6)}
+    assert by_step[1] == by_step[2] == {"arithmetic"}
+    assert {"arithmetic", "transpose"} == by_step[3] | by_step[4] | by_step[5]
+
+
+def test_each_rollout_has_the_rewards_of_its_task_and_step(rollouts: list[RolloutRow]) -> None:
+    for row in rollouts:
+        wanted = {"random"} if row.task == "arithmetic" else set()
+        if row.step >= 2:
+            wanted.add("second")
+        if row.step >= 4 and row.task == "transpose":
+            wanted.add("helpful")
+        assert set(row.rewards) == wanted, (row.step, row.task)
+        for name in wanted - {"random"}:
+            assert row.rewards[name] == len(row.text)
+
+
+def test_what_is_only_watched_and_what_is_not_for_a_task_moves_nothing(rollouts: list[RolloutRow]) -> None:
+    silent = [row for row in rollouts if row.task == "transpose" and row.step == 3]
+    assert silent and all(row.advantage == 0 for row in silent)
+    rewarded = [row for row in rollouts if row.task == "transpose" and row.step >= 4]
+    groups: dict[tuple[int, str], list[RolloutRow]] = {}
+    for row in rewarded:
+        groups.setdefault((row.step, row.problem_id), []).append(row)
+    assert any(row.advantage for row in rewarded)
+    for group in groups.values():
+        longest = max(group, key=lambda row: len(row.text))
+        assert longest.advantage is not None and longest.advantage >= 0
+
+
+def test_metrics_average_a_reward_over_those_that_get_it(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Reinforcement, "_load_reward_models", lambda self: dict.fromkeys(("helpful", "second"), LikesLength())
+    )
+    run_pipeline(make_recipe(model_folder), tmp_path / "run", quiet=True)
+    run = RunFolder(tmp_path / "run")
+    last = run.metrics("r1")[-1]
+    rows = [
+        row for row in run.rollouts().iter_rollouts("r1", split="train") if row.step == 5 and row.task == "transpose"
+    ]
+    assert last["reward/helpful"] == pytest.approx(sum(len(row.text) for row in rows) / len(rows))
+    assert "reward/helpful" not in run.metrics("r1")[0]
+
+
+@given(step=st.integers(1, 9), begin=st.integers(1, 9), task=st.sampled_from(["countdown", "general"]))
+def test_a_reward_applies_from_its_step_on_and_to_its_tasks(step: int, begin: int, task: str) -> None:
+    everywhere = RewardSettings(from_step=begin)
+    only_general = RewardSettings(from_step=begin, tasks=("general:zh",))
+    assert applies(everywhere, task, step) == (step >= begin)
+    assert applies(only_general, task, step) == (step >= begin and task == "general")
+
+
+def test_the_recipe_refuses_rewards_for_unknown_tasks_and_no_task_at_first(model_folder: Path) -> None:
+    with pytest.raises(UsageError, match="'nothing', which is none of the tasks"):
+        make_recipe(model_folder, rewards={"random": {"tasks": ["nothing"]}})
+    with pytest.raises(UsageError, match="from_step"):
+        make_recipe(model_folder, tasks={"arithmetic": {"from_step": 2}})
+
+
+def test_a_text_stands_for_a_reward_model(model_folder: Path) -> None:
+    stage = make_recipe(model_folder, rewards={"helpful": "judge", "random": 0.5}).stages["r1"]
+    assert stage.rewards == {"helpful": RewardSettings(model="judge"), "random": RewardSettings(weight=0.5)}  # type: ignore[union-attr]
