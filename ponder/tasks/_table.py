@@ -26,7 +26,8 @@ class TableOptions(Settings):
 
     split_by: str = "hash"
     """`hash`: by the problem's text, as everywhere. `file`: by file names, which then begin with train or test.
-    Anything else is the name of a column that says train or test."""
+    `train` or `test`: all rows belong there, as those of a benchmark do. Anything else is the name of a column that
+    says train or test."""
     suffix: str = ""
     """Text after each problem, such as ` Answer with a number.`"""
     where: dict[str, Any] = {}
@@ -188,7 +189,10 @@ def _read_reference(cell: Any, field: str) -> str:
 def _split(problem: Problem, row: Row, file: Path, split_by: str) -> Split:
     if split_by == "hash":
         return split_of(problem)
-    said = file.name if split_by == "file" else str(row.get(split_by, ""))
+    if split_by in ("train", "test"):
+        said = split_by
+    else:
+        said = file.name if split_by == "file" else str(row.get(split_by, ""))
     if said.startswith("train"):
         return "train"
     if said.startswith("test"):

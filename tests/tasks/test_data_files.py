@@ -89,6 +89,13 @@ def test_the_set_may_bring_its_own_split(tmp_path, how):
     assert "what is 199 plus 199?" in contents(task, "test")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_all_rows_may_belong_to_one_split(tmp_path, split):
+    # a benchmark whose one file is called train would otherwise be trained on, and lose nine problems in ten by hash
+    task = load(write_jsonl(tmp_path / "train-0.jsonl", ROWS), options={"split_by": split})
+    assert {name: len(task.problems(name)) for name in ("train", "test")} == {"train": 0, "test": 0} | {split: 200}
+
+
 def test_an_own_split_that_overlaps_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", ROWS[:151])
     write_jsonl(tmp_path / "test.jsonl", ROWS[150:])
