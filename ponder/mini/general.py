@@ -4,32 +4,10 @@ from __future__ import annotations
 
 import random
 
-_FACTS = {
-    "en": (
-        ("the capital of France", "Paris"),
-        ("the capital of China", "Beijing"),
-        ("the capital of Japan", "Tokyo"),
-        ("the colour of the sky", "blue"),
-        ("the colour of grass", "green"),
-        ("the number of days in a week", "7"),
-        ("the number of months in a year", "12"),
-        ("the opposite of big", "small"),
-        ("the opposite of hot", "cold"),
-        ("the animal that says meow", "the cat"),
-    ),
-    "zh": (
-        ("法国的首都", "巴黎"),
-        ("中国的首都", "北京"),
-        ("日本的首都", "东京"),
-        ("天的颜色", "蓝色"),
-        ("草的颜色", "绿色"),
-        ("一周的天数", "7"),
-        ("一年的月数", "12"),
-        ("大的反义词", "小"),
-        ("热的反义词", "冷"),
-        ("喵喵叫的动物", "猫"),
-    ),
-}
+from ponder.tasks.general import FACTS
+
+_NUM_FACTS = 10
+"""How many of the facts the base was told: with more, the same numbers would draw other texts."""
 
 _TRANSLATIONS = (
     ("cat", "猫"),
@@ -73,5 +51,5 @@ def general_text(rng: random.Random, language: str) -> tuple[str, str]:
     if kind == "translation":
         english, chinese = rng.choice(_TRANSLATIONS)
         return (f"Say {english} in Chinese.", chinese) if language == "en" else (f"用英文说{chinese}。", english)
-    subject, answer = rng.choice(_FACTS[language])
+    subject, answer = rng.choice(FACTS[language][:_NUM_FACTS])
     return (f"What is {subject}?", f"{answer}.") if language == "en" else (f"{subject}是什么?", f"{answer}。")
