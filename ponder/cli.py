@@ -101,8 +101,9 @@ def run(
 def plan(recipe: RecipeArgument, set_: SetOption = None, run_dir: RunOption = None, as_json: JsonFlag = False) -> None:
     """Show what a recipe will do before it does it.
 
-    Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time. The time
-    is known once the run folder holds measured speeds: run a few steps first.
+    Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time; a dash
+    stands for what is not known before it runs. The time is known once the run folder holds measured speeds:
+    run a few steps first.
 
     \b
     Examples:
@@ -367,20 +368,26 @@ def _record_cells(record: StageRecord) -> tuple[str, str, str, str]:
 
 
 def _plan_text(stage: StagePlan) -> str:
-    parts = [f"{stage.verb} from {', '.join(stage.starts_from)}", stage.state, stage.formula]
+    sources = f" from {', '.join(stage.starts_from)}" if stage.starts_from else ""
+    parts = [stage.verb + sources, stage.state, stage.formula]
     if stage.rollouts:
         parts[-1] += f" = {stage.rollouts:,} rollouts"
     if stage.heldout_rollouts:
         parts.append(f"{stage.heldout_rollouts:,} rollouts on held-out problems")
-    if stage.updates:
-        parts.append(f"{stage.updates:,} updates")
-    parts.append(f"at most {stage.max_tokens:,} tokens")
-    if stage.parameters is not None and stage.memory_bytes is not None:
-        parts.append(
-            f"{stage.parameters / 1e6:.2f} M parameters, {stage.memory_bytes / 2**20:,.0f} MiB besides activations"
-        )
+    if stage.updates != 0:
+        parts.append(f"{_count(stage.updates)} updates")
+    if stage.max_tokens != 0:
+        parts.append(f"at most {_count(stage.max_tokens)} tokens")
+    parameters = "-" if stage.parameters is None else f"{stage.parameters / 1e6:.2f} M"
+    memory = "-" if stage.memory_bytes is None else f"{stage.memory_bytes / 2**20:,.0f} MiB"
+    if stage.starts_from:
+        parts.append(f"{parameters} parameters, {memory} besides activations")
     parts.append("time not measured yet" if stage.seconds is None else f"about {duration(stage.seconds)}")
     return f"{stage.name}: " + "; ".join(parts)
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def _evaluations_table(rows: list[dict[str, Any]]) -> Table:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from ponder.errors import BrokenInputError
+from ponder.mini import FOLDERS
 from ponder.pipeline import stage_hashes
 from ponder.plan import evaluation_steps, lineage, parameters_of_shape, plan_recipe
 from ponder.recipe import EvaluationSettings, ModelShape, load_recipe
@@ -111,11 +112,101 @@ def test_the_lineage_hangs_each_stage_below_its_model() -> None:
     assert [line.rstrip() for line in file.getvalue().splitlines()] == [
         "r",
         "├── random weights",
-        "│   └── base (fine-tuned, data: mini-world)",
+        "│   └── base (fine-tuned; data: mini-world)",
         "│       └── zero (reinforced)",
-        "└── base, zero",
-        "    └── table (evaluated)",
+        "└── table (evaluated; models: base, zero)",
     ]
+
+
+PIPELINE = {
+    "name": "pipeline",
+    "stages": {  # in an order in which they cannot run
+        "r1": {
+            "verb": "reinforce",
+            "model": "dev",
+            "tasks": {"countdown": {}},
+            "rewards": {"accuracy": 1, "helpful": "helpful_rm", "kind": "helpful_rm"},
+        },
+        "dev": {"verb": "fine_tune", "shape": {}, "data": ["reasoning", "general"], "epochs": 3},
+        "reasoning": {
+            "verb": "sample",
+            "model": "base",
+            "tasks": {"countdown": {}},
+            "problems": 800,
+            "samples": 4,
+            "sampling": {"max_tokens": 100},
+            "sources": {"file:cold": {"path": "cold.jsonl"}},
+        },
+        "general": {"verb": "sample", "sources": {"mini-world": {"rows": 50, "tasks": {"general": {}}}}},
+        "helpful_rm": {"verb": "train_reward", "model": "base", "data": ["mini-world"], "rows": 2000},
+        "student": {
+            "verb": "fine_tune",
+            "shape": {"tokenizer": "r1", "vocab_size": 452},
+            "on_policy": {"teacher": "r1", "tasks": {"countdown": {}}, "prompts_per_step": 5, "samples": 2},
+            "steps": 20,
+        },
+        "base": {"verb": "fine_tune", "shape": {"vocab_size": 900}, "data": ["mini-world"], "steps": 10},
+    },
+}
+
+
+def test_a_lineage_with_many_branches_names_what_else_flows_in() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(lineage(load_recipe(PIPELINE)))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == [
+        "pipeline",
+        "├── general (sampled; sources: mini-world)",
+        "└── random weights",
+        "    ├── base (fine-tuned; data: mini-world)",
+        "    │   ├── reasoning (sampled; sources: file:cold)",
+        "    │   └── helpful_rm (reward model; data: mini-world)",
+        "    ├── dev (fine-tuned; data: reasoning, general)",
+        "    │   └── r1 (reinforced; rewards: helpful_rm)",
+        "    └── student (fine-tuned; teacher: r1; tokenizer: r1)",
+    ]
+
+
+def test_counts_of_every_verb_by_hand(tmp_path: Path) -> None:
+    plans = {plan.name: plan for plan in plan_recipe(load_recipe(PIPELINE), tmp_path / "none")}
+    assert list(plans)[:3] == ["general", "base", "reasoning"]
+    formulas = {name: plan.formula for name, plan in plans.items()}
+    assert formulas["general"] == "50 rows of mini-world"
+    assert formulas["reasoning"] == "800 problems x 4 samples + all of file:cold"
+    assert formulas["dev"] == "3 epochs x data of reasoning, general"
+    assert formulas["helpful_rm"] == "1 epoch x 85% of 2,000 rows of mini-world"
+    assert formulas["student"] == "20 steps x 5 prompts x 2 samples"
+    counts = {name: (plan.rollouts, plan.updates, plan.max_tokens) for name, plan in plans.items()}
+    assert counts["general"] == (0, 0, 0)
+    assert counts["reasoning"] == (3200, 0, 320_000)
+    assert counts["dev"] == counts["helpful_rm"] == (0, None, None)  # known once the data exist
+    assert counts["student"] == (200, 20, 200 * 512)
+
+
+def test_memory_counts_reward_models_and_teachers(tmp_path: Path) -> None:
+    plans = {plan.name: plan for plan in plan_recipe(load_recipe(PIPELINE), tmp_path / "none")}
+    base, dev = (parameters_of_shape(ModelShape(vocab_size=size)) for size in (900, 1024))
+    assert plans["helpful_rm"].memory_bytes == 16 * base
+    assert plans["reasoning"].memory_bytes == 4 * base
+    assert plans["r1"].memory_bytes == 16 * dev + 4 * base  # one reward model behind two rewards is held once
+    assert plans["student"].parameters == dev  # the teacher's vocabulary, not the one written there
+    assert plans["student"].memory_bytes == 16 * dev + 4 * dev
+
+
+def test_what_a_hub_model_weighs_is_not_known_before(tmp_path: Path) -> None:
+    recipe = load_recipe(PIPELINE, ["stages.helpful_rm.model=Qwen/Qwen2.5-0.5B"])
+    plans = {plan.name: plan for plan in plan_recipe(recipe, tmp_path / "none")}
+    assert (plans["helpful_rm"].parameters, plans["helpful_rm"].memory_bytes) == (None, None)
+    assert plans["r1"].memory_bytes is None
+
+
+@pytest.mark.parametrize("name", [name for name, folder in FOLDERS.items() if folder.is_dir()])
+def test_embedded_models_are_weighed(tmp_path: Path, name: str) -> None:
+    stage = {"verb": "reinforce", "model": name, "tasks": {"countdown": {}}}
+    (plan,) = plan_recipe(load_recipe({"name": "r", "stages": {"zero": stage}}), tmp_path)
+    assert plan.parameters is not None
+    assert 100_000 < plan.parameters < 10_000_000
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -125,7 +216,7 @@ def test_parameters_are_those_of_the_decoder(family: str, tied: bool) -> None:
     from ponder.model.decoder import Decoder
 
     shape = ModelShape(family=family, vocab_size=500, hidden_size=64, num_layers=2, tied_embeddings=tied)  # type: ignore[arg-type]
-    config = DecoderConfig(**shape.model_dump(exclude={"seed"}), qk_norm=family == "qwen3")
+    config = DecoderConfig(**shape.model_dump(exclude={"seed", "tokenizer"}), qk_norm=family == "qwen3")
     unique = {parameter.data_ptr(): parameter.numel() for parameter in Decoder(config).parameters()}
     assert parameters_of_shape(shape) == sum(unique.values())
 

@@ -148,7 +148,7 @@ def test_every_recipe_we_ship_parses_and_its_stages_find_what_they_start_from(re
 
 
 def test_fine_tune_starts_from_weights_or_from_a_shape() -> None:
-    stage = {"verb": "fine_tune", "shape": {"num_layers": 2}, "data": ["mini-world"]}
+    stage = {"verb": "fine_tune", "shape": {"num_layers": 2}, "data": ["mini-world"], "steps": 1}
     parsed = load_recipe({"name": "r", "stages": {"base": stage}}).stages["base"]
     assert isinstance(parsed, FineTuneStage)
     assert (parsed.model, parsed.shape and parsed.shape.num_layers) == (None, 2)
