@@ -55,10 +55,10 @@ def load_folder(path: str | Path, dtype: torch.dtype = torch.float32) -> LoadedM
     folder = Path(path)
     if not folder.is_dir():
         raise BrokenInputError(f"{folder} is not a folder")
-    raw = _read_object(folder / CONFIG)
+    raw = read_object(folder / CONFIG)
     tokenizer = Tokenizer.from_folder(folder)
     decoder = _read_decoder(folder, raw, dtype)
-    generation = _read_object(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    generation = read_object(folder / GENERATION) if (folder / GENERATION).exists() else {}
     return LoadedModel(decoder, tokenizer, decoder.config, generation)
 
 
@@ -74,15 +74,15 @@ def save_folder(
     The folder appears whole or not at all, and replaces an older one of the same name. Weights are written in their own
     dtype. Raises `BrokenInputError` when the disk refuses; an older folder is then untouched.
     """
-    with _replacing(Path(path)) as folder:
+    with replacing_folder(Path(path)) as folder:
         if isinstance(decoder, FallbackDecoder):
             decoder.save(folder, max_shard_bytes)
         else:
             dtype = str(decoder.embedding.weight.dtype).removeprefix("torch.")
-            _write_json(folder / CONFIG, {**decoder.config.to_hf(), "dtype": dtype})
-            _write_shards(folder, to_hf_tensors(decoder), max_shard_bytes)
+            write_json(folder / CONFIG, {**decoder.config.to_hf(), "dtype": dtype})
+            write_shards(folder, to_hf_tensors(decoder), max_shard_bytes)
         tokenizer.save(folder)
-        _write_json(folder / GENERATION, {**(generation or {}), **_end_tokens(tokenizer)})
+        write_json(folder / GENERATION, {**(generation or {}), **end_tokens(tokenizer)})
 
 
 def build_decoder(
@@ -176,14 +176,35 @@ def _read_part(part: _Part, read: Callable[[str], Tensor], config: DecoderConfig
 
 
 def _read_decoder(folder: Path, raw: Mapping[str, Any], dtype: torch.dtype) -> Decoder:
-    shards = _shards(folder)
+    names, read = open_weights(folder)
     try:
         config = DecoderConfig.from_hf(raw)
     except UnsupportedModelError as error:
         return FallbackDecoder.from_folder(folder, dtype, why=str(error))
-    try:
+    return build_decoder(config, names, read, dtype)
+
+
+def open_weights(folder: Path) -> tuple[set[str], Callable[[str], Tensor]]:
+    """The names of the tensors in a folder, and what reads one of them.
+
+    Both this and the reading raise `BrokenInputError` when files are missing or damaged.
+    """
+    shards = _shards(folder)
+    with _damage_named(folder):
         files = {path: safe_open(path, framework="pt") for path in sorted(set(shards.values()))}
-        return build_decoder(config, shards, lambda name: files[shards[name]].get_tensor(name), dtype)
+
+    def read(name: str) -> Tensor:
+        with _damage_named(folder):
+            tensor: Tensor = files[shards[name]].get_tensor(name)
+        return tensor
+
+    return set(shards), read
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise BrokenInputError(f"the weights in {folder} are missing or damaged: {error}") from error
 
@@ -191,7 +212,7 @@ def _read_decoder(folder: Path, raw: Mapping[str, Any], dtype: torch.dtype) -> D
 def _shards(folder: Path) -> dict[str, Path]:
     """The file of each tensor in a folder."""
     if (folder / INDEX).exists():
-        places = _read_object(folder / INDEX).get("weight_map")
+        places = read_object(folder / INDEX).get("weight_map")
         # a name with a path in it could reach out of the folder
         if not isinstance(places, dict) or any(Path(str(p)).name != p for p in places.values()):
             raise BrokenInputError(f"{folder / INDEX} has no valid weight_map")
@@ -210,7 +231,8 @@ def _shards(folder: Path) -> dict[str, Path]:
     raise BrokenInputError(f"{folder} holds no {WEIGHTS}")
 
 
-def _write_shards(folder: Path, tensors: Mapping[str, Tensor], max_bytes: int) -> None:
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], max_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write tensors as safetensors: one file, or an index and several of at most `max_bytes`. config.json is there."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -228,7 +250,7 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor], max_bytes: int) -
         _write_shard(folder, place, shard)
         places |= dict.fromkeys(shard, place)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def _write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -237,7 +259,8 @@ def _write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None
     shutil.copymode(folder / CONFIG, folder / name)
 
 
-def _end_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+def end_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The special tokens as config.json and generation_config.json name them."""
     eos = tokenizer.eos_ids
     stated = {
         "eos_token_id": list(eos) if len(eos) > 1 else next(iter(eos), None),
@@ -248,7 +271,7 @@ def _end_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place at the end; on any failure it vanishes and `target` stays."""
     new, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
     try:
@@ -288,11 +311,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one of a folder's JSON files."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read one of a folder's JSON files. Raises `BrokenInputError` when it is missing or no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,0 +1,301 @@
+"""A reward model: a decoder with a scalar head on the last token's hidden state.
+
+What is scored is the prompt, rendered with the model's own template, then the final answer alone or the whole reply,
+then the end token. Its folder is that of a `*ForSequenceClassification` model with one label, which transformers loads
+as it is, and `reward.json` beside it, which says how to use it.
+
+Sources: [R1] 3.1, B.2 (helpful models judge the final summary only, the safety model the whole reply).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ponder.errors import BrokenInputError, UsageError
+from ponder.model.config import DecoderConfig
+from ponder.model.decoder import Decoder, Linear, PackedAttention, Packing
+from ponder.model.fallback import FallbackDecoder
+from ponder.model.folder import (
+    CONFIG,
+    LoadedModel,
+    build_decoder,
+    end_tokens,
+    open_weights,
+    read_object,
+    replacing_folder,
+    to_hf_tensors,
+    write_json,
+    write_shards,
+)
+from ponder.model.parser import prompt_tail, split_thinking
+from ponder.model.templates import CHAT, render, template_text
+from ponder.model.tokenizer import Tokenizer
+
+CARD = "reward.json"
+"""How the scores are made and what they are worth: kind, score, template, norm, and the held-out figures."""
+
+SCORING_BUDGET = 8192
+"""Rows, in tokens, of one forward pass where nothing else is said."""
+
+_HEAD = "score.weight"  # transformers' name for it
+
+
+class Scored(NamedTuple):
+    """What a score is given to, as token ids: the rendered prompt, and what follows it up to the end token."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and reply together."""
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What raw scores of held-out replies looked like; they give scores of different models one unit."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    """Standard deviation."""
+    lowest: float = 0.0
+
+    @classmethod
+    def of(cls, raw: Sequence[float]) -> Norm:
+        """The norm of at least two raw scores."""
+        deviation, mean = torch.std_mean(torch.tensor(raw, dtype=torch.float64))
+        return cls(float(mean), float(deviation), min(raw))
+
+
+class RewardModel(nn.Module):
+    """A decoder and a scalar head; `scores` is the raw forward pass, `score_replies` what a reward asks for."""
+
+    norm: Norm
+    figures: Mapping[str, float]
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        kind: Literal["pairwise", "pointwise"],
+        score: Literal["answer", "reply"],
+        template: str,
+    ) -> None:
+        """Takes the decoder over; its own output head is dropped. The scalar head is zero until `initialise`.
+
+        Raises `UsageError` for a model that only transformers can run, or without an end token.
+        """
+        super().__init__()
+        if isinstance(decoder, FallbackDecoder):
+            raise UsageError(f"model: a scalar head needs a llama, qwen2 or qwen3 model, not {decoder.config.family}")
+        if not tokenizer.eos_ids:
+            raise UsageError("model: its tokenizer names no end token, at which a reward model reads its score")
+        decoder.head = None
+        decoder.config = dataclasses.replace(decoder.config, tied_embeddings=True)
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.head = Linear(decoder.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        self.kind = kind
+        self.score = score
+        self.template = template if template == CHAT else template_text(template)  # a folder must not need a file
+        self.norm = Norm()
+        self.figures = {}
+
+    @classmethod
+    def on(cls, model: LoadedModel, seed: int, **how: Any) -> RewardModel:
+        """A new reward model on a base: `how` as in the constructor, the head drawn from the seed."""
+        made = cls(model.decoder, model.tokenizer, **how)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(made.head.weight, 0.0, made.decoder.config.initializer_range, generator=generator)
+        return made
+
+    def freeze(self, layers: int) -> None:
+        """Keep the embeddings and the lowest `layers` as they are: no gradient is computed through them.
+
+        0 freezes nothing. Raises `UsageError` when the model has fewer layers.
+        """
+        total = self.decoder.config.num_layers
+        if layers > total:
+            raise UsageError(f"frozen_layers ({layers}) must not exceed the model's {total} layers")
+        if layers:
+            self.decoder.embedding.requires_grad_(False)
+        for layer in itertools.islice(self.decoder.layers, layers):
+            layer.requires_grad_(False)
+
+    # --- scoring ---------------------------------------------------------------------------------------------------
+
+    def scores(self, examples: Sequence[Scored]) -> Tensor:
+        """Raw scores (B,), differentiable. Packed without padding; neighbours with the same prompt share its rows."""
+        groups: list[tuple[int, list[int]]] = []
+        tokens: list[int] = []
+        ends: list[int] = []
+        for prompt_ids, members in itertools.groupby(examples, key=lambda e: e.prompt_ids):
+            tokens += prompt_ids
+            groups.append((len(prompt_ids), []))
+            for example in members:
+                tokens += example.reply_ids
+                groups[-1][1].append(len(example.reply_ids))
+                ends.append(len(tokens) - 1)
+        packing = Packing.of_groups(groups)
+        hidden = self.decoder.hidden(torch.tensor(tokens), packing.positions, PackedAttention(packing))
+        scores: Tensor = self.head(hidden[ends]).squeeze(-1)
+        return scores
+
+    @torch.no_grad()
+    def raw_scores(self, examples: Sequence[Scored], budget: int = SCORING_BUDGET) -> list[float]:
+        """Raw scores without a gradient, at most `budget` rows at a time."""
+        found: list[float] = []
+        for part in micro_batches([[example] for example in examples], budget):
+            found += self.scores([example for unit in part for example in unit]).tolist()
+        return found
+
+    def score_replies(self, prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
+        """Normalised scores: (raw - mean) / deviation, with mean and deviation of the held-out replies.
+
+        `prompts` are what the user asked, before any template. `replies` are whole, with the block of thinking that
+        they or their prompt opened (`prompt_tail` of the rendered prompt, then the completion). Where the model scores
+        the answer only, a reply without a whole one gets the lowest score of any held-out reply: what the model never
+        saw must not earn more than what it saw and disliked. Texts longer than the model's context lose their
+        beginning.
+        """
+        examples = [self.example(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
+        longest = self.decoder.config.max_positions
+        raw = iter(self.raw_scores([_shortened(e, longest) for e in examples if e is not None]))
+        lowest, norm = self.norm.lowest, self.norm
+        return [((lowest if e is None else next(raw)) - norm.mean) / norm.deviation for e in examples]
+
+    def example(self, prompt: str, reply: str) -> Scored | None:
+        """What is scored of a prompt, before any template, and a whole reply; None when there is no answer to score."""
+        if self.score == "answer":
+            reply = split_thinking(reply).answer or ""
+            if not reply:
+                return None
+        rendered = render(self.template, prompt, self.tokenizer)
+        # a whole reply opens its own block of thinking, and an answer alone has none
+        rendered = rendered.removesuffix(prompt_tail(rendered))
+        end = self.tokenizer.eos_ids[0]
+        return Scored(tuple(self.tokenizer.encode_prompt(rendered)), (*self.tokenizer.encode(reply), end))
+
+
+def micro_batches(units: Sequence[Sequence[Scored]], budget: int) -> Iterator[list[Sequence[Scored]]]:
+    """Whole units (a pair, or one reply), in order, at most `budget` rows together; a longer unit comes alone.
+
+    Rows are counted as `scores` computes them: neighbours with the same prompt share its rows.
+    """
+    batch: list[Sequence[Scored]] = []
+    rows = 0
+    for unit in units:
+        cost = _rows(unit, behind=batch[-1][-1] if batch else None)
+        if batch and rows + cost > budget:
+            yield batch
+            batch, rows = [], 0
+            cost = _rows(unit)
+        batch.append(unit)
+        rows += cost
+    if batch:
+        yield batch
+
+
+def _rows(unit: Sequence[Scored], behind: Scored | None = None) -> int:
+    """Rows that a unit adds to a batch that ends with `behind`."""
+    shared = None if behind is None else behind.prompt_ids
+    rows = 0
+    for example in unit:
+        rows += len(example.reply_ids) + (0 if example.prompt_ids == shared else len(example.prompt_ids))
+        shared = example.prompt_ids
+    return rows
+
+
+def _shortened(example: Scored, longest: int) -> Scored:
+    """The end of an example that is longer than the context: the score is read from the end."""
+    reply = example.reply_ids[-longest:]
+    room = longest - len(reply)
+    return Scored(example.prompt_ids[max(0, len(example.prompt_ids) - room) :], reply)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def save_reward_model(path: str | Path, model: RewardModel) -> None:
+    """Write a folder that `load_reward_model` and transformers' `AutoModelForSequenceClassification` read.
+
+    It appears whole or not at all. Raises `BrokenInputError` when the disk refuses.
+    """
+    tokenizer = _with_own_padding(model.tokenizer)
+    config = model.decoder.config.to_hf()
+    (architecture,) = config["architectures"]
+    config |= {
+        **end_tokens(tokenizer),
+        "pad_token_id": tokenizer.pad_id,
+        "architectures": [architecture.replace("ForCausalLM", "ForSequenceClassification")],
+        "id2label": {"0": model.kind},
+        "label2id": {model.kind: 0},
+        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
+    }
+    card = {
+        "kind": model.kind,
+        "score": model.score,
+        "template": model.template,
+        "norm": dataclasses.asdict(model.norm),
+        "figures": dict(model.figures),
+    }
+    with replacing_folder(Path(path)) as folder:
+        write_json(folder / CONFIG, config)
+        write_shards(folder, {**to_hf_tensors(model.decoder), _HEAD: model.head.weight.detach().cpu()})
+        tokenizer.save(folder)
+        write_json(folder / CARD, card)
+
+
+def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
+    """Read the folder of a reward model, or of the `train_reward` stage that holds it.
+
+    Raises `BrokenInputError` when it is none, or is damaged.
+    """
+    folder = Path(path)
+    if (folder / "model" / CARD).exists():
+        folder /= "model"
+    if not (folder / CARD).exists():
+        raise BrokenInputError(f"{path} is no reward model: it holds no {CARD}; give a `train_reward` stage")
+    card = read_object(folder / CARD)
+    config = DecoderConfig.from_hf(read_object(folder / CONFIG))
+    names, read = open_weights(folder)
+    if _HEAD not in names:
+        raise BrokenInputError(f"the weights in {folder} lack {_HEAD}, the head of a reward model")
+    decoder = build_decoder(config, names - {_HEAD}, read, dtype)
+    try:
+        how = {name: card[name] for name in ("kind", "score", "template")}
+        norm, figures = Norm(**card["norm"]), dict(card["figures"])
+    except (KeyError, TypeError) as error:
+        raise BrokenInputError(f"{folder / CARD} lacks or garbles a key: {error}") from error
+    model = RewardModel(decoder, Tokenizer.from_folder(folder), **how)
+    model.head.weight.data = read(_HEAD).to(dtype)
+    model.norm, model.figures = norm, figures
+    return model
+
+
+def _with_own_padding(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with a padding token that is no end token.
+
+    transformers reads the score at the last token that is not padding: were the end token padding, as it is in many
+    chat models, that would be the token before it.
+    """
+    if tokenizer.pad_id is not None and tokenizer.pad_id not in tokenizer.eos_ids:
+        return tokenizer
+    for name in ("unk_token", "bos_token"):
+        token = tokenizer.settings.get(name)
+        if token and tokenizer.token_id(token if isinstance(token, str) else token["content"]) not in tokenizer.eos_ids:
+            settings = {**tokenizer.settings, "pad_token": token}
+            return Tokenizer(tokenizer.backend, settings, tokenizer.chat_template, tokenizer.eos_ids)
+    settings = {k: v for k, v in tokenizer.settings.items() if k != "pad_token"}
+    return Tokenizer(tokenizer.backend, settings, tokenizer.chat_template, tokenizer.eos_ids)
