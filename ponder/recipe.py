@@ -57,7 +57,8 @@ class TaskSettings(Settings):
     problem_field: str = "problem"
     """For file and Hub sets: the column that holds the problem's text."""
     answer_field: str = "answer"
-    """For file and Hub sets: the column that holds the reference answer."""
+    """For file and Hub sets: the column that holds the reference answer. Empty where there is none: such prompts are
+    for reward models, and no part of held-out accuracy."""
     options: dict[str, Any] = {}
     """Passed to the generator as they are (reasoning-gym: `dataset` and its own settings)."""
     from_step: int = Field(1, ge=1)

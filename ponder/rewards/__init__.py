@@ -54,12 +54,8 @@ class RewardModel(Protocol):
 
 
 def applies(settings: RewardSettings, task: str, step: int) -> bool:
-    """Whether a reward counts for the prompts of a task at a step (the first is 1).
-
-    A task's label is not looked at: `countdown:hard` in `tasks` means all of countdown.
-    """
-    named = {name.partition(":")[0] for name in settings.tasks}
-    return step >= settings.from_step and (not named or task in named)
+    """Whether a reward counts for the prompts of a task, as the recipe names it, at a step (the first is 1)."""
+    return step >= settings.from_step and (not settings.tasks or task in settings.tasks)
 
 
 def score_rollouts(

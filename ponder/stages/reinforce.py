@@ -88,7 +88,8 @@ class Reinforcement:
         self.optimizer = Optimizer(self.policy, stage.optimizer, stage.steps * stage.updates_per_step)
         self.reference = copy.deepcopy(self.policy) if stage.algorithm.kl.beta > 0 else None
         self.reward_models = self._load_reward_models()
-        self.held_out = held_out(stage.tasks, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
+        judged = {name: task for name, task in stage.tasks.items() if task.answer_field}
+        self.held_out = held_out(judged, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
         self.watchdog = Watchdog(stage.watchdog)
         self.guard = NonFiniteGuard(stage.watchdog)
         self.hacking = HackingAlarm(stage.watchdog)
@@ -191,7 +192,7 @@ class Reinforcement:
         """Every named reward of every completion, kept apart; a prompt gets those that are meant for its task."""
         by_task: dict[str, list[Group]] = {}
         for group in groups:
-            by_task.setdefault(group.problem.task, []).append(group)
+            by_task.setdefault(group.problem.source, []).append(group)
         for task, members in by_task.items():
             wanted = {n: s for n, s in self.stage.rewards.items() if applies(s, task, self.step + 1)}
             contexts = [context for group in members for context in self._reward_contexts(group)]

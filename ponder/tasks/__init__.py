@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol, runtime_checkable
 
@@ -107,26 +107,29 @@ class _Source:
         if isinstance(self.task, FiniteTask):
             problems = self.task.problems(split)
             if problems:
-                return rng.choice(problems)
+                return self._named(rng.choice(problems))
         else:
             for _ in range(MAX_DRAWS):
                 difficulty = rng.randint(*difficulty_range(self.settings))
                 problem = self.task.generate(rng, difficulty, rng.choice(self.settings.languages))
                 if split_of(problem) == split:
-                    return problem
+                    return self._named(problem)
         raise UsageError(f"tasks.{self.name}: its settings leave no problem in the {split} split")
 
     def draw_new(self, rng: random.Random, split: Split, seen: set[str]) -> Problem | None:
         """A problem of the split whose content hash is not in `seen`, to which it is added; None when exhausted."""
         if isinstance(self.task, FiniteTask):
             fresh = [problem for problem in self.task.problems(split) if content_hash(problem) not in seen]
-            problem = rng.choice(fresh) if fresh else None
+            problem = self._named(rng.choice(fresh)) if fresh else None
         else:
             draws = (self.draw(rng, split) for _ in range(MAX_REPEATS))
             problem = next((drawn for drawn in draws if content_hash(drawn) not in seen), None)
         if problem is not None:
             seen.add(content_hash(problem))
         return problem
+
+    def _named(self, problem: Problem) -> Problem:
+        return replace(problem, source=self.name)
 
 
 def _sources(tasks: Mapping[str, TaskSettings]) -> list[_Source]:

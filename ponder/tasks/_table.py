@@ -56,6 +56,8 @@ class MathTable:
         return rng.choice([*self.problems("train"), *self.problems("test")])
 
     def verify(self, answer: str, problem: Problem) -> Verdict:
+        if problem.reference is None:
+            return Verdict(False, None, "no rule judges a reply to this prompt")
         return verify_math(answer, problem.reference)
 
     def vote_key(self, answer: str, problem: Problem) -> str | None:
@@ -162,7 +164,8 @@ def _read_problem(name: str, row: Row, settings: TaskSettings, suffix: str) -> P
     text = row.get(settings.problem_field)
     if not isinstance(text, str) or not text.strip():
         raise _RowError(f"field `{settings.problem_field}` (problem_field) is no text")
-    reference = _read_reference(row.get(settings.answer_field), settings.answer_field)
+    has_answer = bool(settings.answer_field)
+    reference = _read_reference(row.get(settings.answer_field), settings.answer_field) if has_answer else None
     return Problem(
         task=name,
         prompt=text.strip() + suffix,

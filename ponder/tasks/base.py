@@ -35,8 +35,12 @@ class Problem:
     difficulty: int = 1
     domain: str = "math"
     id: str = field(default="")
+    source: str = field(default="", compare=False)
+    """The task as a recipe names it, with its label where it has one: `hub:algebra`."""
 
     def __post_init__(self) -> None:
+        if not self.source:
+            object.__setattr__(self, "source", self.task)
         if not self.id:
             object.__setattr__(self, "id", f"{self.task}-{self.language}-{content_hash(self)[:16]}")
 

@@ -121,12 +121,12 @@ def test_metrics_average_a_reward_over_those_that_get_it(
     assert "reward/helpful" not in run.metrics("r1")[0]
 
 
-@given(step=st.integers(1, 9), begin=st.integers(1, 9), task=st.sampled_from(["countdown", "general"]))
+@given(step=st.integers(1, 9), begin=st.integers(1, 9), task=st.sampled_from(["countdown", "general", "general:zh"]))
 def test_a_reward_applies_from_its_step_on_and_to_its_tasks(step: int, begin: int, task: str) -> None:
     everywhere = RewardSettings(from_step=begin)
     only_general = RewardSettings(from_step=begin, tasks=("general:zh",))
     assert applies(everywhere, task, step) == (step >= begin)
-    assert applies(only_general, task, step) == (step >= begin and task == "general")
+    assert applies(only_general, task, step) == (step >= begin and task == "general:zh")
 
 
 def test_the_recipe_refuses_rewards_for_unknown_tasks_and_no_task_at_first(model_folder: Path) -> None:

@@ -96,6 +96,14 @@ def test_all_rows_may_belong_to_one_split(tmp_path, split):
     assert {name: len(task.problems(name)) for name in ("train", "test")} == {"train": 0, "test": 0} | {split: 200}
 
 
+def test_prompts_without_an_answer_are_judged_by_no_rule(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"Advise me, {n}."} for n in range(50)])
+    task = load(path, problem_field="prompt", answer_field="")
+    problem = task.problems("train")[0]
+    assert problem.reference is None
+    assert not task.verify("\\boxed{1}", problem).correct
+
+
 def test_an_own_split_that_overlaps_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", ROWS[:151])
     write_jsonl(tmp_path / "test.jsonl", ROWS[150:])

@@ -36,6 +36,15 @@ def test_a_problem_depends_on_seed_and_number_alone(seed, number, split):
     assert split_of(problem) == split
 
 
+def test_a_problem_knows_its_task_by_the_name_in_the_recipe():
+    tasks = {"countdown:easy": TaskSettings(), "countdown:hard": TaskSettings(difficulty=2)}
+    stream = ProblemStream(tasks, "train", seed=0)
+    drawn = [stream[number] for number in range(50)] + held_out(tasks, 20, seed=0)
+    assert {problem.source for problem in drawn} == set(tasks)
+    assert all(problem.source == ("countdown:easy", "countdown:hard")[problem.difficulty - 1] for problem in drawn)
+    assert {problem.task for problem in drawn} == {"countdown"}  # the label changes neither split nor verifier
+
+
 @given(content=st.text())
 def test_a_problem_is_in_one_split_whatever_its_words(content):
     problems = [Problem("t", prompt, None, content, language) for prompt in "ab" for language in ("en", "zh")]
