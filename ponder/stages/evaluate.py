@@ -11,16 +11,15 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from ponder.errors import UsageError
 from ponder.evaluation.heldout import HeldOutResult, engine_sampling, evaluate_problems
-from ponder.evaluation.metrics import Estimate
+from ponder.evaluation.metrics import Estimate, pass_at_k
+from ponder.evaluation.tables import as_text, result_tables, settings_text
 from ponder.model.folder import LoadedModel
 from ponder.model.load import load_model
 from ponder.model.templates import template_hash
@@ -31,9 +30,6 @@ from ponder.store.files import atomic_write, make_folder
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks import held_out
 from ponder.tasks.base import Problem
-
-_SHOWN = re.compile(r"accuracy/|length/")
-"""Metrics that the table on the terminal shows; all of them are in evaluations.json."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,10 @@ class _Unit:
 
 
 def run_stage(stage: EvaluateStage, context: StageContext) -> None:
-    """Evaluate, leave rows in evaluations.json and the samples below the stage's folder, and print the table.
+    """Evaluate, leave rows in evaluations.json and the samples below the stage's folder, and print the tables.
 
-    Raises `UsageError` when a task has too few test problems, `BrokenInputError` when a model cannot be read.
+    Raises `UsageError` when a task has too few test problems or a template is for none of the models,
+    `BrokenInputError` when a model cannot be read.
     """
     Evaluation(stage, context).run()
 
@@ -57,6 +54,9 @@ class Evaluation:
     """One stage's units and what they share."""
 
     def __init__(self, stage: EvaluateStage, context: StageContext) -> None:
+        unknown = sorted(set(stage.templates) - set(stage.models))
+        if unknown:
+            raise UsageError(f"stages.{context.stage_name}.templates names {unknown[0]!r}, which is none of `models`")
         self.stage = stage
         self.context = context
         self.units = [
@@ -79,7 +79,13 @@ class Evaluation:
             if model is None or model[0] != unit.model:
                 model = unit.model, load_model(self.context.model_source(unit.model))
             self._evaluate(unit, model[1])
-        self.context.reporter.note(f"results\n{_as_text(results_table(self._rows()))}")
+        self.context.reporter.note(f"results\n{self._results()}")
+
+    def _results(self) -> str:
+        """The tables for a terminal."""
+        rows = self._rows()
+        tables = [as_text(table) for table in result_tables(rows, self.stage.models)]
+        return "\n\n".join([settings_text(rows), *tables])
 
     def _evaluate(self, unit: _Unit, model: LoadedModel) -> None:
         stage, problems = self.stage, self.problems[unit.task]
@@ -95,7 +101,7 @@ class Evaluation:
             NativeEngine(model.decoder, model.tokenizer.decode),
             model.tokenizer,
             problems,
-            stage.template,
+            self._template(unit.model),
             stage.samples,
             engine_sampling(stage.sampling, model.tokenizer),
             self.context.seed,
@@ -106,7 +112,8 @@ class Evaluation:
         samples = self._save_samples(unit, result)
         # the rows come last: they are what says that the unit is done
         tokens = sum(row.length for row in result.rows)
-        self.context.metrics.write(unit.number, {**result.metrics, "speed/rollout_tokens_per_s": tokens / seconds})
+        costs = {"tokens/sampled": tokens, "time/rollout": seconds, "speed/rollout_tokens_per_s": tokens / seconds}
+        self.context.metrics.write(unit.number, {**result.metrics, **costs})
         self.context.evaluations.add(self._described(unit, model, result, samples))
         shown = {name: result.metrics[name] for name in ("accuracy/pass@1", f"accuracy/cons@{stage.samples}")}
         self.context.reporter.note(f"{unit.model} on {unit.task}: pass@1 {_text(result.estimates['accuracy/pass@1'])}")
@@ -117,12 +124,13 @@ class Evaluation:
     ) -> Iterator[dict[str, Any]]:
         """A row a metric, with all that is needed to read the number rightly."""
         stage = self.stage
-        for metric, estimate in result.estimates.items():
+        template = self._template(unit.model)
+        for metric, estimate in (pass_at_powers(result) | result.estimates).items():
             yield {
                 "model": unit.model,
                 "benchmark": unit.task,
                 "metric": metric,
-                "value": estimate.value,
+                "value": estimate.value if math.isfinite(estimate.value) else None,
                 "interval": _finite_interval(estimate),
                 "k": stage.samples,
                 "problems": len(result.problems),
@@ -130,8 +138,8 @@ class Evaluation:
                 "top_p": stage.sampling.top_p,
                 "top_k": stage.sampling.top_k,
                 "max_tokens": stage.sampling.max_tokens,
-                "template": stage.template,
-                "template_hash": template_hash(stage.template, model.tokenizer),
+                "template": template,
+                "template_hash": template_hash(template, model.tokenizer),
                 "engine": NativeEngine.name,
                 "seed": self.context.seed,
                 "samples": samples.relative_to(self.context.run.path).as_posix(),
@@ -149,24 +157,18 @@ class Evaluation:
         atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         return path
 
+    def _template(self, model: str) -> str:
+        return self.stage.templates.get(model, self.stage.template)
+
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self.context.run.evaluations() if row["stage"] == self.context.stage_name]
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of evaluations.json for a person: a line a model and benchmark, a column a metric with its interval."""
-    metrics = [name for name in dict.fromkeys(row["metric"] for row in rows) if _SHOWN.match(name)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "benchmark", "problems x k", *metrics):
-        table.add_column(column.removeprefix("accuracy/"))
-    cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["model"], row["benchmark"]), {})[row["metric"]] = row
-    for (model, benchmark), found in cells.items():
-        first = next(iter(found.values()))
-        texts = [_row_text(found[metric]) if metric in found else "" for metric in metrics]
-        table.add_row(model, benchmark, f"{first['problems']} x {first['k']}", *texts)
-    return table
+def pass_at_powers(result: HeldOutResult) -> dict[str, Estimate]:
+    """pass@k for k = 1, 2, 4, ... up to the samples a problem, by metric name, from the same samples [Codex Eq. 1]."""
+    correct = [judged.correct for judged in result.problems]
+    powers = (2**i for i in range(result.samples.bit_length()))
+    return {f"accuracy/pass@{k}": pass_at_k(correct, k) for k in powers}
 
 
 def _sample(problem: Problem, row: RolloutRow, vote: str | None) -> dict[str, Any]:
@@ -190,13 +192,6 @@ def _sample(problem: Problem, row: RolloutRow, vote: str | None) -> dict[str, An
     }
 
 
-def _as_text(table: Table) -> str:
-    console = Console(width=160, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
-
-
 def _finite_interval(estimate: Estimate) -> list[float] | None:
     """JSON has no infinity: an interval without bounds, as a mean over one problem has, is none."""
     return [estimate.low, estimate.high] if math.isfinite(estimate.high) else None
@@ -204,11 +199,6 @@ def _finite_interval(estimate: Estimate) -> list[float] | None:
 
 def _text(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def _row_text(row: Mapping[str, Any]) -> str:
-    value = float(row["value"])
-    return f"{value:.4g}" if row["interval"] is None else _text(Estimate(value, *row["interval"]))
 
 
 def _slug(name: str) -> str:

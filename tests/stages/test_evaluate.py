@@ -1,13 +1,14 @@
 """The `evaluate` stage on a tiny untrained model: rows, samples, resume, and what the numbers rest on."""
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ponder.errors import UsageError
+from ponder.evaluation.heldout import HeldOutResult, JudgedProblem
 from ponder.evaluation.metrics import pass_at_1
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
@@ -19,7 +20,8 @@ from ponder.recipe import EvaluateStage, Recipe, load_recipe
 from ponder.rewards import is_finished
 from ponder.run import RunFolder, StageContext
 from ponder.stages import evaluate
-from ponder.stages.evaluate import results_table, run_stage
+from ponder.stages.evaluate import pass_at_powers, run_stage
+from ponder.store.rollouts import RolloutRow
 from ponder.tasks import get_task
 from ponder.tasks.base import Problem, Verdict, split_of
 
@@ -90,7 +92,14 @@ def test_a_row_says_how_its_number_was_made(context: StageContext, model_folder:
     rows = context.run.evaluations()
     assert {row["benchmark"] for row in rows} == {"countdown", "arithmetic"}
     metrics = [row["metric"] for row in rows if row["benchmark"] == "countdown"]
-    for metric in ("accuracy/pass@1", "accuracy/pass@4", "accuracy/cons@4", "length/mean", "length/stop_rate"):
+    for metric in (
+        "accuracy/pass@1",
+        "accuracy/pass@2",
+        "accuracy/pass@4",
+        "accuracy/cons@4",
+        "length/mean",
+        "length/stop_rate",
+    ):
         assert metric in metrics
     (row,) = (r for r in rows if (r["benchmark"], r["metric"]) == ("countdown", "accuracy/pass@1"))
     assert row["model"] == str(model_folder)
@@ -169,20 +178,44 @@ def test_every_model_answers_the_same_problems_from_the_same_streams(tmp_path: P
     assert first == second
 
 
-def test_the_table_shows_value_and_interval() -> None:
-    rng = random.Random(0)
-    row = {"model": "zero", "benchmark": "countdown", "problems": 60, "k": 16}
-    rows = [
-        {**row, "metric": "accuracy/pass@1", "value": 0.71, "interval": [0.66, 0.75]},
-        {**row, "metric": "length/mean", "value": 80.0 + rng.random(), "interval": None},
-        {**row, "metric": "reflection/words_per_response", "value": 1.0, "interval": None},
-    ]
-    table = results_table(rows)
-    assert [column.header for column in table.columns] == [
-        "model",
-        "benchmark",
-        "problems x k",
-        "pass@1",
-        "length/mean",
-    ]
-    assert list(table.columns[3].cells) == ["0.710 [0.660, 0.750]"]
+def test_pass_at_k_is_estimated_for_powers_of_two() -> None:
+    """By hand: 1 of 4 right and 2 of 4 right; two draws miss with C(3,2)/C(4,2) = 1/2 and C(2,2)/C(4,2) = 1/6."""
+    problem = Problem("countdown", "make 6", 6, "6")
+
+    def judged(right: int) -> JudgedProblem:
+        rows = [
+            RolloutRow(problem.id, "countdown", "q", i, "6", "", "6", {}, i < right, "stop", 3) for i in range(SAMPLES)
+        ]
+        return JudgedProblem(problem, rows, ["6"] * SAMPLES)
+
+    found = pass_at_powers(HeldOutResult([judged(1), judged(2)]))
+    assert {name: estimate.value for name, estimate in found.items()} == {
+        "accuracy/pass@1": pytest.approx(3 / 8),
+        "accuracy/pass@2": pytest.approx((1 / 2 + 5 / 6) / 2),
+        "accuracy/pass@4": 1.0,
+    }
+
+
+def test_a_model_may_have_a_template_of_its_own(context: StageContext, model_folder: Path) -> None:
+    stage = stage_of(context)
+    own = stage.model_copy(update={"templates": {str(model_folder): "Q: {prompt}\nA:"}})
+    run_stage(own, context)
+    rows = context.run.evaluations()
+    assert {row["template"] for row in rows} == {"Q: {prompt}\nA:"}
+    assert samples_of(context, rows[0])[0]["prompt"].startswith("Q: ")
+    wrong = stage.model_copy(update={"templates": {"nobody": "mini"}})
+    with pytest.raises(UsageError, match=r"stages\.table\.templates names 'nobody', which is none of `models`"):
+        run_stage(wrong, context)
+
+
+def test_the_tables_are_printed_and_the_cost_is_logged(
+    context: StageContext, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context.reporter = Reporter("table")
+    run_stage(stage_of(context), context)
+    printed = capsys.readouterr().err
+    assert "pass@1 (%)" in printed
+    assert "problems 5, k 4, temperature 1.0" in printed
+    for line in context.run.metrics("table"):
+        assert line["tokens/sampled"] == pytest.approx(line["length/mean"] * PROBLEMS * SAMPLES)
+        assert line["speed/rollout_tokens_per_s"] == pytest.approx(line["tokens/sampled"] / line["time/rollout"])
