@@ -1,108 +1,472 @@
-"""`fine_tune`: supervised training on replies, from a model or from nothing (that is how the mini base is made)."""
+"""`fine_tune`: next-token training on replies, from a model or from nothing; also on-policy distillation.
+
+    repeat:
+        take a batch of examples                 or   draw problems, sample the student's own replies
+        minimise the replies' cross-entropy      or   minimise KL(student || teacher) at every token of them
+    then, where a data set taught, sample replies: nearly all must end by themselves
+
+`FineTuning.run` is that loop, over a `Lesson`: `Reading` is the left column, `OnPolicy` the right one. All that a step
+does follows from the weights, the optimizer's state, the seed and the cursor at which the step begins, which is what a
+checkpoint holds: a killed run goes on bit for bit as if it had not been.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
 
 from ponder.errors import RefusedError, UsageError
+from ponder.evaluation.heldout import JudgedProblem, engine_sampling, judge_problem
 from ponder.mini.world import MiniWorld
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.load import load_model
+from ponder.model.replies import reply_text
+from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
-from ponder.recipe import FineTuneStage, ModelShape
+from ponder.recipe import FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings
+from ponder.rollout.base import Completion, Request
+from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
+from ponder.store import datasets
+from ponder.tasks import ProblemStream
+from ponder.tasks.base import Problem
 from ponder.training.checkpoint import load_state, save_state
+from ponder.training.distill import distill_step
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example
-from ponder.training.update import supervised_step
+from ponder.training.supervised import (
+    Batches,
+    ExampleBatches,
+    check_before_training,
+    hold_out,
+    mean_loss,
+    part_padding_from_end,
+    render_rows,
+)
+from ponder.training.update import UpdateStatistics, supervised_step
 
 _TOKENIZER_DOCUMENTS = 6_000
 """Documents of the stage's own text that its tokenizer is trained on."""
+
+_STOP_SAMPLES = 32
+"""Replies that the stop-rate gate samples."""
+
+_STOP_BATCH = 8
+"""So many prompts of like length are asked at once, up to the length that the longest of them leaves."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What one step did; `cursor` is where the next one begins, `metrics` what the lesson alone can tell."""
+
+    update: UpdateStatistics
+    metrics: dict[str, float]
+    cursor: int
+    ends_epoch: bool = False
+
+
+class Lesson(Protocol):
+    """What the model learns from."""
+
+    @property
+    def total_steps(self) -> int:
+        """Known before the first step, so that the learning rate ends where it should."""
+        ...
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Metrics worth a person's eye."""
+        ...
+
+    def begin(self) -> dict[str, float]:
+        """What is worth knowing before the first step."""
+        ...
+
+    def step(self, optimizer: Optimizer, step: int, cursor: int) -> Lap:
+        """Step number `step` (from 0), with the data from `cursor` on."""
+        ...
+
+    def measure(self) -> dict[str, float]:
+        """What is worth knowing at a checkpoint and at the end of an epoch."""
+        ...
+
+    def stop_rate(self) -> float | None:
+        """Share of sampled replies that end by themselves; None where nobody asks."""
+        ...
 
 
 def run_stage(stage: FineTuneStage, context: StageContext) -> None:
     """Train, and leave a Hugging Face folder in the stage's `model/`.
 
-    Raises `UsageError` for data or a context that do not fit, `RefusedError` when updates are not finite.
+    Raises `UsageError` for data, a context or a teacher that do not fit; `RefusedError` when a check before training or
+    the gate after it fails, or when updates are not finite.
     """
-    world = _open_world(stage, context.seed)
-    model = _start(stage, world, context)
-    if stage.context > model.config.max_positions:
-        raise UsageError(
-            f"context ({stage.context}) must not exceed the model's {model.config.max_positions} positions"
-        )
-    optimizer = Optimizer(model.decoder, stage.optimizer, stage.steps)
-    step, cursor = 0, 0
-    if (state := load_state(context.state_dir)) is not None:
-        model.decoder.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, cursor = state["step"], state["cursor"]
-    context.metrics.rewind(step)
-    context.reporter.begin(stage.steps, done=step)
-    skipped = 0
-    while step < stage.steps:
-        started = time.monotonic()
-        examples = []
-        tokens = 0
-        for example in _examples(world, model.tokenizer, cursor, stage.context):
-            examples.append(example)
-            tokens += len(example.prompt_ids) + len(example.reply_ids)
-            if tokens >= stage.tokens_per_step:
-                break
-        cursor += len(examples)
-        lr = optimizer.lr
-        result = supervised_step(model.decoder, optimizer, examples, budget=4096)
-        step += 1
-        skipped = skipped + 1 if result.grad_norm is None else 0
-        if skipped >= 3:
+    FineTuning(stage, context).run()
+
+
+class FineTuning:
+    """One stage's loop and what it needs."""
+
+    def __init__(self, stage: FineTuneStage, context: StageContext) -> None:
+        self.stage = stage
+        self.context = context
+        data = _open_data(stage, context)
+        self.model = _start(stage, data, context)
+        self.lesson = _lesson(stage, context, self.model, data)
+        self.optimizer = Optimizer(self.model.decoder, stage.optimizer, self.lesson.total_steps)
+        self.step = 0
+        self.cursor = 0
+        self.skipped = 0
+
+    def run(self) -> None:
+        lesson, reporter = self.lesson, self.context.reporter
+        if not self._resume() and (facts := lesson.begin()):
+            self.context.metrics.write(0, facts)
+        reporter.begin(lesson.total_steps, done=self.step)
+        while self.step < lesson.total_steps:
+            lr = self.optimizer.lr
+            lap = lesson.step(self.optimizer, self.step, self.cursor)
+            self.step += 1
+            self.cursor = lap.cursor
+            self._guard(lap.update)
+            self._log(lap, lr)
+            self._checkpoint_if_due()
+        save_folder(self.context.model_dir, self.model.decoder, self.model.tokenizer, self.model.generation)
+        self._gate()
+
+    def _guard(self, update: UpdateStatistics) -> None:
+        self.skipped = 0 if update.finite else self.skipped + 1
+        if self.skipped >= 3:
             raise RefusedError("three updates in a row had a gradient that is not finite: lower optimizer.lr")
+
+    def _log(self, lap: Lap, lr: float) -> None:
+        norm = lap.update.grad_norm
+        metrics = lap.metrics | {"grad/norm": math.nan if norm is None else norm, "optimizer/lr": lr}
+        if lap.ends_epoch or self._checkpoint_is_due():
+            metrics |= self.lesson.measure()
+        self.context.metrics.write(self.step, metrics)
+        self.context.reporter.step(self.step, {name: metrics[name] for name in self.lesson.shown if name in metrics})
+
+    def _gate(self) -> None:
+        """Refuse a model whose replies do not end. State and model are saved: a second try asks again at once."""
+        rate = self.lesson.stop_rate()
+        if rate is None:
+            return
+        if not any("length/stop_rate" in line for line in self.context.run.metrics(self.context.stage_name)):
+            self.context.metrics.write(self.step, {"length/stop_rate": rate})
+        self.context.reporter.note(f"{rate:.0%} of the sampled replies end by themselves")
+        if rate < self.stage.min_stop_rate:
+            raise RefusedError(
+                f"only {rate:.0%} of the sampled replies end by themselves, below min_stop_rate "
+                f"({self.stage.min_stop_rate:g}): train for more `epochs` or `steps`, or raise optimizer.lr"
+            )
+
+    def _checkpoint_is_due(self) -> bool:
+        return self.step % self.stage.checkpoint_every == 0 or self.step == self.lesson.total_steps
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpoint_is_due():
+            state = {
+                "weights": self.model.decoder.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "cursor": self.cursor,
+            }
+            save_state(self.context.state_dir, state)
+
+    def _resume(self) -> bool:
+        """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
+        state = load_state(self.context.state_dir)
+        if state is not None:
+            self.model.decoder.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.cursor = state["step"], state["cursor"]
+        last = self.step if state is not None else -1
+        self.context.metrics.rewind(last)
+        self.context.rollouts.rewind(last)
+        return state is not None
+
+
+# --- learning from text -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Reading:
+    """Cross-entropy of the replies in batches of text; `held_out` and `prompts` are empty where the text never ends."""
+
+    stage: FineTuneStage
+    context: StageContext
+    model: LoadedModel
+    batches: Batches
+    facts: dict[str, float] = field(default_factory=dict)
+    held_out: Sequence[Example] = ()
+    prompts: Sequence[tuple[int, ...]] = ()
+    """What the stop-rate gate asks."""
+    shown: tuple[str, ...] = ("loss/train", "loss/heldout", "speed/train_tokens_per_s")
+
+    @property
+    def total_steps(self) -> int:
+        return self.batches.total_steps
+
+    def begin(self) -> dict[str, float]:
+        return self.facts | self.measure()
+
+    def step(self, optimizer: Optimizer, step: int, cursor: int) -> Lap:
+        started = time.monotonic()
+        examples, after = self.batches.take(cursor)
+        update = supervised_step(self.model.decoder, optimizer, examples, budget=self.stage.tokens_per_micro_batch)
+        tokens = sum(len(e.prompt_ids) + len(e.reply_ids) for e in examples)
         metrics = {
-            "loss/train": result.loss,
-            "grad/norm": math.nan if result.grad_norm is None else result.grad_norm,
-            "optimizer/lr": lr,
+            "loss/train": update.loss,
             "speed/train_tokens_per_s": tokens / (time.monotonic() - started),
         }
-        context.metrics.write(step, metrics)
-        context.reporter.step(step, {k: metrics[k] for k in ("loss/train", "speed/train_tokens_per_s")})
-        if step % stage.checkpoint_every == 0 or step == stage.steps:
-            save_state(
-                context.state_dir,
-                {
-                    "weights": model.decoder.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "cursor": cursor,
-                },
-            )
-    save_folder(context.model_dir, model.decoder, model.tokenizer, model.generation)
+        epoch = self.batches.epoch(after)
+        if epoch is None:
+            return Lap(update, metrics, after)
+        metrics["data/epoch"] = epoch
+        return Lap(update, metrics, after, ends_epoch=int(epoch) > int(self.batches.epoch(cursor) or 0))
+
+    def measure(self) -> dict[str, float]:
+        if not self.held_out:
+            return {}
+        loss = mean_loss(self.model.decoder, self.held_out, self.stage.tokens_per_micro_batch)
+        return {"loss/heldout": loss}
+
+    def stop_rate(self) -> float | None:
+        if not self.prompts or not self.stage.min_stop_rate:
+            return None
+        engine = NativeEngine(self.model.decoder)
+        samples = max(1, _STOP_SAMPLES // len(self.prompts))
+        stopped = []
+        ordered = sorted(self.prompts, key=len)
+        for start in range(0, len(ordered), _STOP_BATCH):
+            prompts = ordered[start : start + _STOP_BATCH]
+            settings = SamplingSettings(temperature=0.6, top_p=0.95, max_tokens=self.stage.context - len(prompts[-1]))
+            requests = [Request(ids, f"{self.context.stage_name}/stop rate/{ids}", samples) for ids in prompts]
+            sampling = engine_sampling(settings, self.model.tokenizer)
+            groups = engine.generate(requests, sampling, self.context.seed)
+            stopped += [completion.finish_reason == "stop" for group in groups for completion in group]
+        return fmean(stopped)
+
+
+class DocumentBatches:
+    """The mini world's documents, one behind the other; those longer than the context are cut, as text of a web page
+    would be."""
+
+    def __init__(self, world: MiniWorld, tokenizer: Tokenizer, stage: FineTuneStage) -> None:
+        assert stage.steps is not None  # the recipe's schema: the world never ends
+        self.world = world
+        self.tokenizer = tokenizer
+        self.context = stage.context
+        self.tokens_per_step = stage.tokens_per_step
+        self.total_steps = stage.steps
+
+    def take(self, cursor: int) -> tuple[list[Example], int]:
+        examples: list[Example] = []
+        tokens = 0
+        while tokens < self.tokens_per_step:
+            example = self._example(cursor + len(examples))
+            examples.append(example)
+            tokens += len(example.prompt_ids) + len(example.reply_ids)
+        return examples, cursor + len(examples)
+
+    def epoch(self, cursor: int) -> None:
+        return None
+
+    def _example(self, number: int) -> Example:
+        document = self.world.document(number)
+        prompt = tuple(self.tokenizer.encode(document.prompt))[: self.context - 1]
+        return Example(prompt, tuple(self.tokenizer.encode(document.reply))[: self.context - len(prompt)])
+
+
+def _reading(
+    stage: FineTuneStage, context: StageContext, model: LoadedModel, rows: Sequence[datasets.Example]
+) -> Reading:
+    """A data set, rendered, checked, and parted into what is trained on and what is held out."""
+    rendered = render_rows(rows, stage.template, model.tokenizer, stage.context)
+    padding = part_padding_from_end(model)
+    if padding is not None:
+        context.reporter.note(f"padding was the end token; the new model pads with {padding} instead")
+    check_before_training(rendered, stage.template, model.tokenizer, model.generation)
+    train, held_out = hold_out(rendered.examples)
+    batches = ExampleBatches(train, stage.tokens_per_step, context.seed, epochs=stage.epochs, steps=stage.steps)
+    left_out = "".join(f"; {count} left out for {why}" for why, count in rendered.left_out.most_common())
+    context.reporter.note(f"{len(train)} examples to train on, {len(held_out)} held out{left_out}")
+    facts = {
+        "data/examples": float(len(train)),
+        "data/heldout": float(len(held_out)),
+        "data/left_out": float(rendered.left_out.total()),
+    }
+    prompts = sorted({e.prompt_ids for e in rendered.examples})
+    asked = random.Random(f"stop-rate prompts of {context.seed}").sample(prompts, min(_STOP_SAMPLES, len(prompts)))
+    return Reading(stage, context, model, batches, facts, held_out, asked)
+
+
+# --- learning from a teacher ------------------------------------------------------------------------------------------
+
+
+class OnPolicy:
+    """KL(student || teacher) at every token of replies that the student samples [MiniLLM, GKD]."""
+
+    shown: tuple[str, ...] = ("distill/reverse_kl", "accuracy/pass@1", "length/mean")
+
+    def __init__(
+        self, stage: FineTuneStage, settings: OnPolicySettings, context: StageContext, student: LoadedModel
+    ) -> None:
+        assert stage.steps is not None  # the recipe's schema: problems never end
+        self.stage = stage
+        self.settings = settings
+        self.context = context
+        self.student = student
+        self.total_steps = stage.steps
+        self.teacher, self.vocab_size = _teacher(settings.teacher, context, student.tokenizer)
+        self.engine = NativeEngine(student.decoder, student.tokenizer.decode)
+        self.problems = ProblemStream(settings.tasks, "train", context.seed)
+
+    def begin(self) -> dict[str, float]:
+        return {}
+
+    def step(self, optimizer: Optimizer, step: int, cursor: int) -> Lap:
+        started = time.monotonic()
+        problems, after = self.problems.take(cursor, self.settings.prompts_per_step)
+        examples, judged = self._sample(problems, step)
+        sampled = time.monotonic()
+        update = distill_step(
+            self.student.decoder,
+            self.teacher,
+            optimizer,
+            examples,
+            self.vocab_size,
+            budget=self.stage.tokens_per_micro_batch,
+        )
+        updated = time.monotonic()
+        rows = [row for one in judged for row in one.rollouts]
+        self.context.rollouts.add(step + 1, [dataclasses.replace(row, split="train") for row in rows])
+        tokens = sum(row.length for row in rows)
+        metrics = {
+            "distill/reverse_kl": update.kl,
+            "accuracy/pass@1": fmean(row.correct for row in rows),
+            "length/mean": tokens / len(rows),
+            "length/truncated_share": fmean(row.finish_reason == "length" for row in rows),
+            "speed/rollout_tokens_per_s": tokens / (sampled - started),
+            "speed/train_tokens_per_s": tokens / (updated - sampled),
+        }
+        return Lap(update, metrics, after)
+
+    def measure(self) -> dict[str, float]:
+        return {}
+
+    def stop_rate(self) -> None:
+        return None
+
+    def _sample(self, problems: Sequence[Problem], step: int) -> tuple[list[Example], list[JudgedProblem]]:
+        """The student's replies, as examples and as judged rollouts."""
+        tokenizer = self.student.tokenizer
+        prompts = [render(self.stage.template, problem.prompt, tokenizer) for problem in problems]
+        ids = [tuple(tokenizer.encode_prompt(prompt)) for prompt in prompts]
+        room = self.teacher.config.max_positions - max(len(prompt_ids) for prompt_ids in ids)
+        if room < self.settings.sampling.max_tokens:
+            raise UsageError(f"on_policy.sampling.max_tokens must be at most {room}, for which the teacher has room")
+        groups = self._complete(problems, ids, step)
+        judged = [
+            judge_problem(problem, prompt, group, tokenizer)
+            for problem, prompt, group in zip(problems, prompts, groups, strict=True)
+        ]
+        return [Example(i, tuple(c.ids)) for i, group in zip(ids, groups, strict=True) for c in group], judged
+
+    def _complete(
+        self, problems: Sequence[Problem], ids: Sequence[tuple[int, ...]], step: int
+    ) -> list[list[Completion]]:
+        samples = self.settings.samples
+        requests = [
+            Request(prompt_ids, f"{self.context.stage_name}/{step}/{problem.id}", samples)
+            for prompt_ids, problem in zip(ids, problems, strict=True)
+        ]
+        done = itertools.count(1)
+        sampling = engine_sampling(self.settings.sampling, self.student.tokenizer)
+
+        def on_finished(count: int) -> None:
+            for _ in range(count):
+                self.context.reporter.within(next(done), len(requests) * samples)
+
+        return self.engine.generate(requests, sampling, self.context.seed, on_finished)
+
+
+def _teacher(reference: str, context: StageContext, tokenizer: Tokenizer) -> tuple[Decoder, int]:
+    """The teacher, frozen, and the number of ids that its tokens take up.
+
+    Raises `UsageError` when its tokenizer is not the student's: their probabilities would be of different things.
+    """
+    teacher = load_model(context.model_source(reference))
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    if teacher.tokenizer.backend.get_vocab(with_added_tokens=True) != vocabulary:
+        raise UsageError(f"on_policy.teacher {reference!r} must have the student's tokenizer, token for token")
+    return teacher.decoder.requires_grad_(False), max(vocabulary.values()) + 1
+
+
+# --- what a stage starts from -----------------------------------------------------------------------------------------
+
+_Data = MiniWorld | list[datasets.Example] | None
+
+
+def _open_data(stage: FineTuneStage, context: StageContext) -> _Data:
+    """The stage's text; None where the student writes it itself."""
+    if stage.on_policy is not None:
+        return None
+    if "mini-world" in stage.data:
+        return _open_world(stage, context.seed)
+    if stage.data_options:
+        raise UsageError("data_options are for the data `mini-world` alone")
+    return [row for reference in stage.data for row in _read_examples(reference, context)]
 
 
 def _open_world(stage: FineTuneStage, seed: int) -> MiniWorld:
-    if stage.data != ("mini-world",):
-        raise UsageError(f"data {', '.join(stage.data)!r} cannot be read yet: `mini-world` is the one source")
     try:
         return MiniWorld(**{"seed": seed, **stage.data_options})
     except TypeError as error:
         raise UsageError(f"data_options do not fit `mini-world`: {error}") from error
 
 
-def _start(stage: FineTuneStage, world: MiniWorld, context: StageContext) -> LoadedModel:
+def _read_examples(reference: str, context: StageContext) -> list[datasets.Example]:
+    path = Path(context.data_source(reference)).expanduser()
+    if (path / "card.json").is_file():
+        return datasets.read_rows(path, datasets.Example)
+    raise UsageError(
+        f"data {reference!r} is neither `mini-world` nor a `sample` stage nor a folder that one has written"
+    )
+
+
+def _start(stage: FineTuneStage, data: _Data, context: StageContext) -> LoadedModel:
     if stage.model is not None:
         return load_model(context.model_source(stage.model))
     assert stage.shape is not None
-    if stage.shape.tokenizer is None:
-        texts = (d.prompt + d.reply for d in (world.document(i) for i in range(_TOKENIZER_DOCUMENTS)))
-        tokenizer = Tokenizer.train(texts, stage.shape.vocab_size)
-    else:
+    if stage.shape.tokenizer is not None:
         tokenizer = load_model(context.model_source(stage.shape.tokenizer)).tokenizer
+    elif data is None:
+        raise UsageError("shape.tokenizer must name the teacher: distillation on policy needs its tokens")
+    else:
+        tokenizer = Tokenizer.train(_own_text(data), stage.shape.vocab_size)
     config = _config(stage.shape, tokenizer)
     decoder = Decoder(config)
     decoder.initialise(context.seed if stage.shape.seed is None else stage.shape.seed)
     return LoadedModel(decoder, tokenizer, config, generation={})
+
+
+def _own_text(data: MiniWorld | list[datasets.Example]) -> Iterable[str]:
+    if isinstance(data, MiniWorld):
+        documents = (data.document(i) for i in range(_TOKENIZER_DOCUMENTS))
+        return (d.prompt + d.reply for d in documents)
+    return (f"{row.prompt}\n{reply_text(row.thinking, row.answer)}" for row in data[:_TOKENIZER_DOCUMENTS])
 
 
 def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
@@ -112,11 +476,14 @@ def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
     return DecoderConfig(**fields, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id)
 
 
-def _examples(world: MiniWorld, tokenizer: Tokenizer, cursor: int, context: int) -> Iterator[Example]:
-    """Documents from the cursor on; those longer than the context are cut, as text of a web page would be."""
-    while True:
-        document = world.document(cursor)
-        prompt = tuple(tokenizer.encode(document.prompt))[: context - 1]
-        reply = tuple(tokenizer.encode(document.reply))[: context - len(prompt)]
-        yield Example(prompt, reply)
-        cursor += 1
+def _lesson(stage: FineTuneStage, context: StageContext, model: LoadedModel, data: _Data) -> Lesson:
+    if stage.on_policy is not None:
+        return OnPolicy(stage, stage.on_policy, context, model)
+    if stage.context > model.config.max_positions:
+        raise UsageError(
+            f"context ({stage.context}) must not exceed the model's {model.config.max_positions} positions"
+        )
+    if isinstance(data, MiniWorld):
+        return Reading(stage, context, model, DocumentBatches(data, model.tokenizer, stage))
+    assert data is not None
+    return _reading(stage, context, model, data)

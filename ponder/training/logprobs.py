@@ -40,7 +40,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(targets.shape, dtype=_precision(hidden), device=hidden.device)
         entropies = torch.zeros_like(logprobs)
-        for rows in _chunks(targets.shape[0], head.shape[0]):
+        for rows in row_chunks(targets.shape[0], head.shape[0]):
             log_p = _log_softmax(hidden[rows], head, temperature)
             logprobs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
             if with_entropy:
@@ -56,7 +56,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, head, targets, entropies = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head)
-        for rows in _chunks(targets.shape[0], head.shape[0]):
+        for rows in row_chunks(targets.shape[0], head.shape[0]):
             log_p = _log_softmax(hidden[rows], head, ctx.temperature)
             slope = grad_logprobs[rows, None]
             if ctx.with_entropy:
@@ -81,6 +81,7 @@ def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
+def row_chunks(rows: int, vocabulary: int) -> list[slice]:
+    """Slices of the rows that hold about as many logits as may exist at a time."""
     size = max(1, _CHUNK_LOGITS // vocabulary)
     return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
