@@ -75,8 +75,8 @@ def load_table(name: str, path: Path, settings: TaskSettings, options: Mapping[s
         raise UsageError(f"tasks.{name}.languages must name the one language of the data set")
     parts: dict[Split, dict[str, Problem]] = {"train": {}, "test": {}}
     faults: list[str] = []
-    for file in _files(name, path):
-        for number, row in enumerate(_rows(file), start=1):
+    for file in data_files(f"tasks.{name}.path", path):
+        for number, row in enumerate(data_rows(file), start=1):
             if not _wanted(row, parsed.where):
                 continue
             try:
@@ -114,17 +114,19 @@ def _parse_options(name: str, options: Mapping[str, Any]) -> TableOptions:
         raise UsageError(f"tasks.{name}.options.{key}: {first['msg']} (options: {valid})") from error
 
 
-def _files(name: str, path: Path) -> list[Path]:
+def data_files(setting: str, path: Path) -> list[Path]:
+    """The file itself, or all data files below a folder, sorted. Raises `BrokenInputError`, which names the setting."""
     if path.is_file():
         files = [path]
     else:
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
     if not files or not files[0].name.endswith(SUFFIXES):
-        raise BrokenInputError(f"tasks.{name}.path: {path} is no {', '.join(SUFFIXES)} file, nor a folder of such")
+        raise BrokenInputError(f"{setting}: {path} is no {', '.join(SUFFIXES)} file, nor a folder of such")
     return files
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def data_rows(file: Path) -> Iterator[Row]:
+    """The rows of one file; an empty line is an empty row. Raises `BrokenInputError` when it cannot be read."""
     if file.suffix == ".parquet":
         yield from _parquet_rows(file)
         return
