@@ -421,6 +421,9 @@ class FineTuneStage(Settings):
     """Where to start from; None with `shape` starts from random weights."""
     shape: ModelShape | None = None
     """Make a new model of this shape."""
+    max_positions: int | None = Field(None, ge=16)
+    """Longest sequence of the new model, in tokens, where `model` allows fewer than `context`: Qwen2.5-Math allows
+    4,096. The frequencies of its rotary positions stay."""
     data: tuple[str, ...] = ()
     """`mini-world` (text that Ponder generates, alone), or `sample` stages, data folders, JSONL or Parquet files."""
     data_options: dict[str, Any] = {}
@@ -449,6 +452,8 @@ class FineTuneStage(Settings):
     def _one_of_each(self) -> FineTuneStage:
         if (self.model is None) == (self.shape is None):
             raise ValueError("give exactly one of `model` (start from weights) and `shape` (start from nothing)")
+        if self.max_positions is not None and self.shape is not None:
+            raise ValueError("`max_positions` goes with `model`: a new model has `shape.max_positions`")
         if bool(self.data) == (self.on_policy is not None):
             raise ValueError("give exactly one of `data` and `on_policy`")
         if "mini-world" in self.data and self.data != ("mini-world",):

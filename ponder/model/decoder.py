@@ -17,6 +17,7 @@ which T is the longest.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -211,6 +212,11 @@ class Decoder(nn.Module):
         self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.rotations: Tensor
         self.register_buffer("rotations", rotation_table(config), persistent=False)
+
+    def set_max_positions(self, count: int) -> None:
+        """Allow sequences of up to `count` tokens; the rotary frequencies stay as they are."""
+        self.config = dataclasses.replace(self.config, max_positions=count)
+        self.rotations = rotation_table(self.config).to(self.rotations.device)
 
     @property
     def head_weight(self) -> Tensor:

@@ -28,6 +28,7 @@ from ponder.evaluation.heldout import JudgedProblem, engine_sampling, judge_prob
 from ponder.mini.world import MiniWorld
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
+from ponder.model.fallback import FallbackDecoder
 from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.load import load_model
 from ponder.model.replies import reply_text
@@ -448,7 +449,7 @@ def _read_examples(reference: str, context: StageContext) -> list[datasets.Examp
 
 def _start(stage: FineTuneStage, data: _Data, context: StageContext) -> LoadedModel:
     if stage.model is not None:
-        return load_model(context.model_source(stage.model))
+        return _with_room(load_model(context.model_source(stage.model)), stage.max_positions)
     assert stage.shape is not None
     if stage.shape.tokenizer is not None:
         tokenizer = load_model(context.model_source(stage.shape.tokenizer)).tokenizer
@@ -460,6 +461,16 @@ def _start(stage: FineTuneStage, data: _Data, context: StageContext) -> LoadedMo
     decoder = Decoder(config)
     decoder.initialise(context.seed if stage.shape.seed is None else stage.shape.seed)
     return LoadedModel(decoder, tokenizer, config, generation={})
+
+
+def _with_room(model: LoadedModel, positions: int | None) -> LoadedModel:
+    """The model with another longest sequence, as DeepSeek gave the bases that it distilled into."""
+    if positions is None:
+        return model
+    if isinstance(model.decoder, FallbackDecoder):
+        raise UsageError("max_positions is for Llama, Qwen2 and Qwen3 models alone: leave it out")
+    model.decoder.set_max_positions(positions)
+    return dataclasses.replace(model, config=model.decoder.config)
 
 
 def _own_text(data: MiniWorld | list[datasets.Example]) -> Iterable[str]:

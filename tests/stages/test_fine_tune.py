@@ -245,3 +245,16 @@ def test_three_in_a_row_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_does_not_fit_is_said(changes: dict[str, Any], message: str, go: Go) -> None:
     with pytest.raises(UsageError, match=message):
         go(**changes)
+
+
+def test_a_base_may_be_given_more_positions(go: Go, tmp_path: Path) -> None:
+    base = go("base")
+    with pytest.raises(UsageError, match=r"context \(300\).*256 positions"):
+        go("short", model=str(base.model_folder), context=300)
+    wide = go("wide", model=str(base.model_folder), context=300, max_positions=512, optimizer={"lr": 1e-12})
+    before, after = base.load(), wide.load()
+    assert (before.config.max_positions, after.config.max_positions) == (256, 512)
+    assert torch.equal(after.decoder.rotations[:256], before.decoder.rotations)
+    ids = torch.arange(1, 41)[None]
+    torch.testing.assert_close(after.decoder.logits(ids), before.decoder.logits(ids))
+    assert after.decoder.logits(ids.repeat(1, 10)).shape[:2] == (1, 400)
