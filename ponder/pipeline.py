@@ -24,6 +24,8 @@ from types import FrameType
 from typing import Any
 
 from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
+from ponder.evaluation.costs import cost_grid, count_tokens, stage_costs
+from ponder.evaluation.tables import aligned
 from ponder.lineage import inputs, references, running_order
 from ponder.mini import FOLDERS
 from ponder.progress import Reporter, duration
@@ -110,6 +112,9 @@ def run_pipeline(
                 continue
             _run_stage(recipe, name, run, hashes, reporter)
             ran.append(name)
+        if ran:
+            costs = stage_costs({name: record for name, record in run.manifest().stages.items() if name in wanted})
+            Reporter(recipe.name, quiet=quiet).note(f"what it cost\n{aligned(cost_grid(costs))}")
     return RunResult(run.path, tuple(ran), tuple(name for name in wanted if name not in ran))
 
 
@@ -296,8 +301,19 @@ def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str]
     begun = time.monotonic()
 
     def ended(state: str, error: str | None = None) -> StageRecord:
-        seconds = round(record.seconds + time.monotonic() - begun, 3)
-        return record.model_copy(update={"state": state, "ended": utc_now(), "seconds": seconds, "error": error})
+        lines = run.metrics(name)
+        # a start that was killed could not write how long it took, but its lines tell
+        logged = max((line["elapsed"] for line in lines), default=0.0)
+        return record.model_copy(
+            update={
+                "state": state,
+                "ended": utc_now(),
+                "seconds": round(max(record.seconds + time.monotonic() - begun, logged), 3),
+                "sampled_tokens": count_tokens(lines, "tokens/sampled"),
+                "trained_tokens": count_tokens(lines, "tokens/trained"),
+                "error": error,
+            }
+        )
 
     try:
         _call_verb(recipe, name, run, threads, reporter)

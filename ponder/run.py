@@ -57,6 +57,10 @@ class StageRecord(BaseModel):
     """Time spent in the stage, over all its starts."""
     threads: int = 0
     """CPU threads of the linear algebra, as resolved."""
+    sampled_tokens: int | None = None
+    """Tokens sampled in the stage; None where none were counted."""
+    trained_tokens: int | None = None
+    """Tokens trained on in the stage; None where none were counted."""
     uses: dict[str, str] = {}
     """Each model or data set that the stage starts from, and the hash it had."""
     error: str | None = None

@@ -1,6 +1,7 @@
 """The pipeline with a small fake verb: order, caching, resume, interruption, failure."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -187,6 +188,31 @@ with pipeline._sigterm_interrupts():
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
+
+
+def test_it_says_at_the_end_what_it_cost(verb: FakeVerb, capsys: pytest.CaptureFixture[str]) -> None:
+    run_pipeline(make_recipe("threads=3"), to="dev")
+    printed = capsys.readouterr().err
+    assert "[r] what it cost" in printed
+    rows = [line.split() for line in printed.split("what it cost\n")[1].splitlines()]
+    assert [row[0] for row in rows] == ["stage", "zero", "dev", "in"]
+    run_pipeline(make_recipe("threads=3"), to="dev")
+    assert "what it cost" not in capsys.readouterr().err  # nothing ran
+
+
+def test_time_and_tokens_are_recorded_also_of_a_start_that_was_killed(verb: FakeVerb) -> None:
+    def log(stage: str, step: int) -> None:
+        if step == 1:
+            lines = [
+                {"stage": stage, "step": 0, "time": 0, "elapsed": 500.0, "tokens/sampled": 40, "tokens/trained": 3}
+            ]
+            Path("runs/r/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    verb.before_step = log
+    run(to="zero")
+    record = RunFolder("runs/r").manifest().stages["zero"]
+    assert record.seconds >= 500
+    assert (record.sampled_tokens, record.trained_tokens) == (40, 3)
 
 
 def test_a_forked_worker_dies_of_sigterm_as_any_process(repository: Path) -> None:
