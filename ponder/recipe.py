@@ -139,6 +139,8 @@ class SourceSettings(Settings):
     """For `mini-world`: the tasks whose prompts are answered as a helpful person would."""
     path: str | None = None
     """For `file` and `hub`: a JSONL or Parquet file, a folder of them, or a Hub data set id."""
+    folder: str = ""
+    """For `hub`: the folder within the set to take; empty takes all. Many sets keep one folder a subset."""
     domain: str = "general"
     """What the examples are about; written into each."""
     language: str = "en"
