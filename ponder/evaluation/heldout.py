@@ -13,7 +13,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ponder.evaluation.metrics import Estimate, cons_at_k, mean_over_problems, pass_at_1, pass_at_k
+from ponder.evaluation.metrics import Estimate, cons_at_k, mean_over_problems, pass_at_1, pass_at_k, proportion_interval
 from ponder.evaluation.reflection import count_reflection_words
 from ponder.model.parser import prompt_tail, split_thinking
 from ponder.model.templates import render
@@ -22,6 +22,7 @@ from ponder.rollout.base import Completion, Engine, Progress, Request, Sampling
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks import get_task
 from ponder.tasks.base import Problem
+from ponder.text.languages import LANGUAGES, base_language, consistency
 
 if TYPE_CHECKING:
     from ponder.model.tokenizer import Tokenizer
@@ -43,6 +44,12 @@ class JudgedProblem:
     @property
     def truncated(self) -> list[bool]:
         return [rollout.finish_reason == "length" for rollout in self.rollouts]
+
+    @cached_property
+    def consistencies(self) -> list[float]:
+        """Language consistency of the replies that have words in their thinking."""
+        found = [thinking_consistency(rollout.thinking, self.problem.language) for rollout in self.rollouts]
+        return [share for share in found if share is not None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class HeldOutResult:
         """By metric name (docs/metrics.md); NaN where there is nothing to average, as for the length of no replies."""
         estimates = self.estimates
         named = {name: estimate.value for name, estimate in estimates.items()}
+        named.setdefault("language/consistency", math.nan)
         named["accuracy/pass@1_low"] = estimates["accuracy/pass@1"].low
         named["accuracy/pass@1_high"] = estimates["accuracy/pass@1"].high
         named["length/correct"] = _mean(row.length for row in self.rows if row.correct)
@@ -77,7 +85,7 @@ class HeldOutResult:
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
-        """What has an interval over problems, by metric name."""
+        """What has an interval over problems, by metric name; what there is nothing to say of is left out."""
         correct = [judged.correct for judged in self.problems]
         truncated = [judged.truncated for judged in self.problems]
         k = self.samples
@@ -88,6 +96,10 @@ class HeldOutResult:
         found["length/truncated_share"] = pass_at_1(truncated)
         found["length/stop_rate"] = pass_at_1([[not cut for cut in row] for row in truncated])
         found["reflection/words_per_response"] = self._mean_of(lambda row: count_reflection_words(row.text))
+        shares = [judged.consistencies for judged in self.problems if judged.consistencies]
+        if shares:
+            per_problem = sum(map(len, shares)) // len(shares)
+            found["language/consistency"] = proportion_interval([fmean(row) for row in shares], per_problem)
         return found
 
     def _mean_of(self, measure: Callable[[RolloutRow], float]) -> Estimate:
@@ -160,6 +172,14 @@ def judge_problem(
             )
         )
     return JudgedProblem(problem, rollouts, votes)
+
+
+def thinking_consistency(thinking: str, language: str) -> float | None:
+    """Words of the thinking in the problem's language / all its words [R1 2.3.2].
+
+    None where there is no word, or where the language is none that can be told from others.
+    """
+    return consistency(thinking, language) if base_language(language) in LANGUAGES else None
 
 
 def engine_sampling(settings: SamplingSettings, tokenizer: Tokenizer) -> Sampling:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ponder.algorithms.advantages import combine_rewards, has_variance
 from ponder.algorithms.kl import kl_reward_penalty
 from ponder.algorithms.overlong import soft_overlong_penalty
-from ponder.evaluation.heldout import engine_sampling, evaluate_problems
+from ponder.evaluation.heldout import engine_sampling, evaluate_problems, thinking_consistency
 from ponder.evaluation.reflection import count_reflection_words
 from ponder.model.decoder import Decoder
 from ponder.model.folder import save_folder
@@ -445,6 +445,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     lengths = [len(c.ids) for c in completions]
     logprobs = [x for c in completions for x in c.logprobs]
     texts = [text for g in groups for text in g.texts]
+    shares = [thinking_consistency(s.thinking, g.problem.language) for g in groups for s in g.splits]
     metrics = {
         "reward/mean": _mean([x for g in groups for x in g.total]),
         "accuracy/pass@1": _mean(correct),
@@ -453,6 +454,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "length/wrong": _mean([n for n, right in zip(lengths, correct, strict=True) if not right]),
         "length/truncated_share": _mean([c.finish_reason == "length" for c in completions]),
         "reflection/words_per_response": _mean([count_reflection_words(text) for text in texts]),
+        "language/consistency": _mean([share for share in shares if share is not None]),
         # unbiased at temperature 1 without top-p or top-k: the mean surprise of what was sampled
         "policy/entropy": -_mean(logprobs),
         "groups/dead_share": _mean([not any(g.advantages) for g in groups]),

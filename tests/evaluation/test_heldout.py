@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ponder.evaluation.heldout import HeldOutResult, engine_sampling, evaluate_problems
+from ponder.evaluation.heldout import HeldOutResult, engine_sampling, evaluate_problems, thinking_consistency
 from ponder.model.tokenizer import Tokenizer
 from ponder.recipe import SamplingSettings
 from ponder.rollout.base import Completion, Progress, Request, Sampling
@@ -143,3 +143,30 @@ def test_no_problems_is_a_mistake(tokenizer: Tokenizer) -> None:
 def test_sampling_ends_at_the_tokenizers_end(tokenizer: Tokenizer) -> None:
     sampling = engine_sampling(SamplingSettings(temperature=0.6, top_p=0.95, top_k=7, max_tokens=9), tokenizer)
     assert sampling == Sampling(max_tokens=9, temperature=0.6, top_p=0.95, top_k=7, stop_ids=tokenizer.eos_ids)
+
+
+def test_consistency_is_a_mean_over_the_replies_with_words(tokenizer: Tokenizer) -> None:
+    """Wordless thinking is left out; a problem without any reply with words too."""
+    first, second, third = problems(3)
+    script = [
+        [reply(1, "so 对的"), reply(1, "3+5=8"), reply(1, "so"), reply(1, "")],  # 1/3 and 1
+        [reply(1, "so we see"), reply(1, "对"), reply(1, "so"), reply(1, "so")],  # 1, 0, 1, 1
+        [reply(1, "3+5"), reply(1, "x"), "no thinking", reply(1, "")],
+    ]
+    result = evaluate(tokenizer, [first, second, third], script)
+    estimate = result.estimates["language/consistency"]
+    assert estimate.value == pytest.approx(((1 / 3 + 1) / 2 + 3 / 4) / 2)
+    assert estimate.low < estimate.value < estimate.high
+    assert result.metrics["language/consistency"] == estimate.value
+
+
+def test_without_words_there_is_no_consistency(tokenizer: Tokenizer) -> None:
+    result = evaluate(tokenizer, problems(1), [[reply("99999", "3+5")]])
+    assert "language/consistency" not in result.estimates
+    assert math.isnan(result.metrics["language/consistency"])
+
+
+def test_a_language_that_cannot_be_told_from_others_is_left_out() -> None:
+    assert thinking_consistency("so", "tlh") is None
+    assert thinking_consistency("so", "en-GB") == 1.0
+    assert thinking_consistency("so 对", "zh-CN") == 0.5
