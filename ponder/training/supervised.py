@@ -100,6 +100,8 @@ def _why_left_out(
 ) -> str | None:
     if not example.prompt_ids:
         return "an empty prompt"
+    if not row.answer.strip():
+        return "an empty answer"
     if len(example.prompt_ids) + len(example.reply_ids) > context:
         return f"exceeding `context` ({context} tokens)"
     if any(token in tokenizer.eos_ids for token in example.reply_ids[:-1]):
