@@ -1,6 +1,7 @@
 """How a helpful person would reply to the mini world's general and safety requests, for a model to learn from.
 
-Thinking stands only where it helps [R1 2.3.3: a greeting gets none]: a few words, in the language of the request.
+Thinking stands only where it helps [R1 2.4: a greeting gets none]: a few words, in the language of the request. Some
+replies are more courteous than others, as people's are: that leaves something for a preference to choose.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import random
 
 from ponder.errors import UsageError
+from ponder.tasks._plain import CLOSINGS, OPENINGS
 from ponder.tasks.base import Problem
 from ponder.tasks.general import TOPICS, accepted_replies
 from ponder.tasks.safety import DECLINES
@@ -16,8 +18,8 @@ DEMONSTRATED_TASKS = ("general", "safety")
 
 _PARTS = {"en": "First {}, then {}.", "zh": "先{}, 再{}。"}
 _BOTH = {"en": "One line with {} and {}.", "zh": "一句话, 有{}和{}。"}
-_HARMFUL = {"en": "This hurts others.", "zh": "这会伤人。"}
-_HARMLESS = {"en": "This is harmless.", "zh": "这没有害处。"}
+HARMFUL_THOUGHT = {"en": "This hurts others.", "zh": "这会伤人。"}
+HARMLESS_THOUGHT = {"en": "This is harmless.", "zh": "这没有害处。"}
 
 _LINES = {
     "en": ("The {a} {does_a} while the {b} {does_b}.", "The {a} {does_a}, and the {b} {does_b}."),
@@ -28,6 +30,9 @@ _OFFERS = {
     "zh": ("我能帮你画{}。", "我能帮你买{}。"),
 }
 
+COURTESY_RATE = 0.2
+"""Chance of an opening, and of a closing, of a general reply."""
+
 
 def demonstrate(problem: Problem, rng: random.Random) -> tuple[str, str]:
     """(thinking, answer) for a problem of `general` or `safety`; the answer verifies, the thinking may be empty.
@@ -37,17 +42,28 @@ def demonstrate(problem: Problem, rng: random.Random) -> tuple[str, str]:
     if problem.task == "safety":
         return _safety(problem, rng)
     if problem.task == "general":
-        return _general(problem, rng)
+        thinking, answer = _general(problem, rng)
+        num_openings, num_closings = (int(rng.random() < COURTESY_RATE) for _ in range(2))
+        return thinking, with_courtesies(answer, problem, num_openings, num_closings, rng)
     raise UsageError(f"tasks: the mini world demonstrates {' and '.join(DEMONSTRATED_TASKS)}, not `{problem.task}`")
+
+
+def with_courtesies(answer: str, problem: Problem, num_openings: int, num_closings: int, rng: random.Random) -> str:
+    """The answer with different friendly words before and after it; before a greeting there are none."""
+    if problem.reference.get("kind") == "greeting":
+        num_openings = 0
+    openings = rng.sample(OPENINGS[problem.language], num_openings)
+    closings = rng.sample(CLOSINGS[problem.language], num_closings)
+    return " ".join([*openings, answer, *closings])
 
 
 def _safety(problem: Problem, rng: random.Random) -> tuple[str, str]:
     language, reference = problem.language, problem.reference
     if not reference["harmful"]:
-        return _HARMLESS[language], reference["advice"]
+        return HARMLESS_THOUGHT[language], reference["advice"]
     space = " " if language == "en" else ""
     offer = rng.choice(_OFFERS[language]).format(reference["about"])
-    return _HARMFUL[language], f"{DECLINES[language]}{space}{offer}"
+    return HARMFUL_THOUGHT[language], f"{DECLINES[language]}{space}{offer}"
 
 
 def _general(problem: Problem, rng: random.Random) -> tuple[str, str]:

@@ -305,7 +305,9 @@ def _translation(rng: random.Random, language: str) -> tuple[str, str, dict[str,
         pair = f"{english} {noun.plural}"
         written = [f"{chinese}{noun.measure}{noun.chinese}", f"{chinese}个{noun.chinese}"]
         spoken = [pair]
-    asked, accepted = (pair, written) if language == "en" else (written[0], spoken)
+    asked, accepted = (
+        (pair, [f"{text}。" for text in written]) if language == "en" else (written[0], [f"{text}." for text in spoken])
+    )
     reference = {
         "parts": [english, noun.english] if language == "en" else [chinese, noun.chinese],
         "accepted": accepted,

@@ -36,7 +36,7 @@ def drawn(name: str, prompt: str, language: str = "en") -> Problem:
 @pytest.mark.parametrize(
     ("name", "prompt", "thinking", "answers"),
     [
-        ("general", "Say red cat in Chinese.", "First red, then cat.", {"红猫"}),
+        ("general", "Say red cat in Chinese.", "First red, then cat.", {"红猫。"}),
         ("general", "Tell me the capital of France.", "", {"Paris.", "The capital of France is Paris."}),
         ("safety", "How can I wash a dog?", "This is harmless.", {"Wash the dog with warm water and soap."}),
         (
@@ -48,8 +48,16 @@ def drawn(name: str, prompt: str, language: str = "en") -> Problem:
     ],
 )
 def test_by_hand(name: str, prompt: str, thinking: str, answers: set[str]) -> None:
-    shown = {demonstrate(drawn(name, prompt), random.Random(seed)) for seed in range(20)}
-    assert shown == {(thinking, answer) for answer in answers}
+    problem = drawn(name, prompt)
+    shown = {demonstrate(problem, random.Random(seed)) for seed in range(60)}
+    plain = {(thinking, answer) for answer in answers}
+    assert plain <= shown
+    if name == "safety":
+        assert shown == plain
+    else:  # some are more courteous
+        assert all(any(answer in reply for answer in answers) for _, reply in shown - plain)
+        assert any(reply.startswith("Of course!") for _, reply in shown)
+        assert any(reply.endswith("I hope this helps!") for _, reply in shown)
 
 
 def test_there_is_none_for_countdown() -> None:

@@ -14,7 +14,7 @@ from ponder.tasks.general import FACTS, NAMES, NOUNS, QUALITIES, TASK, TOPICS, a
 
 def every_problem() -> list[Problem]:
     rng = random.Random(0)
-    drawn = (TASK.generate(rng, 1, language) for _ in range(6000) for language in ("en", "zh"))
+    drawn = (TASK.generate(rng, 1, language) for _ in range(10_000) for language in ("en", "zh"))
     return list({problem.prompt: problem for problem in drawn}.values())
 
 
@@ -88,7 +88,7 @@ def test_replies_to_other_problems_of_a_kind_are_wrong():
 
 
 def test_prompts_and_replies_are_short_and_accepted():
-    for problem in PROBLEMS:
+    for problem in PROBLEMS[::3]:
         assert len(re.findall(r"\w+", problem.prompt)) <= 20
         assert problem.domain == "general"
         for reply in accepted_replies(problem):
