@@ -267,7 +267,7 @@ _OWN = {"verb", "<<", "data", "models", "problem_field", "answer_field", "folder
 
 
 def unsourced(text: str) -> list[str]:
-    """Settings without a comment beside or directly above them; where they are numbers, without one that gives a source."""
+    """Settings without a comment beside or directly above them; for numbers, without one that gives their source."""
     faults = []
     above: list[str] = []
     for line in text.partition("\nstages:\n")[2].splitlines():
