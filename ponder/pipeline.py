@@ -27,7 +27,7 @@ from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
 from ponder.evaluation.costs import cost_grid, count_tokens, stage_costs
 from ponder.evaluation.tables import aligned
 from ponder.lineage import inputs, references, running_order
-from ponder.mini import FOLDERS
+from ponder.model.embedded import FOLDERS
 from ponder.progress import Reporter, duration
 from ponder.recipe import (
     EvaluateStage,

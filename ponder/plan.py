@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from ponder.errors import BrokenInputError
 from ponder.lineage import references, running_order
-from ponder.mini import FOLDERS
+from ponder.model.embedded import FOLDERS
 from ponder.pipeline import is_done, stage_hashes
 from ponder.recipe import (
     EvaluateStage,

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ponder.errors import BrokenInputError
-from ponder.mini import FOLDERS
+from ponder.model.embedded import FOLDERS
 from ponder.pipeline import stage_hashes
 from ponder.plan import evaluation_steps, lineage, parameters_of_shape, plan_recipe
 from ponder.recipe import EvaluationSettings, ModelShape, load_recipe

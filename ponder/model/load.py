@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ponder.errors import BrokenInputError
-from ponder.mini import FOLDERS
+from ponder.model.embedded import FOLDERS
 from ponder.model.folder import LoadedModel, load_folder
 from ponder.model.gguf import load_gguf
 
