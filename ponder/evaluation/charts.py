@@ -23,6 +23,8 @@ MAX_POINTS = 300
 """Longer lines are drawn as means over neighbouring points."""
 MAX_TIPS = 120
 """Strips of a chart that show values when pointed at."""
+COLOURS = 9
+"""Of the style sheet."""
 SMOOTH_FROM = 24
 """Points from which a noisy line is drawn twice: faint as it is, bold as a running mean."""
 
@@ -31,7 +33,7 @@ _HEADROOM = 1.04  # of the vertical axis above the highest value
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart. `colour` is 1 to 5; `band` holds (step, low, high).
+    """One line of a chart. `colour` is 1 to `COLOURS`; `band` holds (step, low, high).
 
     A line that is alone in its chart may go without a label.
     """
@@ -74,11 +76,14 @@ def line_chart(
     top: float | None = None,
     wide: bool = False,
     x_label: str = "step",
+    x_form: Format | None = None,
 ) -> Html | None:
     """A figure with a title, a legend with the last values, and the lines; None when no line has a value.
 
-    The vertical axis begins at 0 unless a value is negative, and ends at `top` or at the highest value.
+    The vertical axis begins at 0 unless a value is negative, and ends at `top` or at the highest value. `x_form` writes
+    a position on the horizontal axis, `number` where it is None: points at log2(k) with 2^x make it logarithmic.
     """
+    x_form = x_form or number
     drawn = [line for line in lines if any(value is not None for _, value in line.points)]
     if not drawn:
         return None
@@ -98,10 +103,10 @@ def line_chart(
                 "div",
                 _svg(title, drawn, frame, form),
                 join(*(_dots(line, frame) for line in drawn)),
-                _tips(drawn, frame, form, x_label),
+                _tips(drawn, frame, form, x_label, x_form),
                 class_="area",
             ),
-            _x_axis(frame, x_label),
+            _x_axis(frame, x_label, x_form),
             class_="plot",
         ),
     ]
@@ -249,7 +254,7 @@ def _dots(line: Line, frame: _Frame) -> Html | None:
     )
 
 
-def _tips(lines: Sequence[Line], frame: _Frame, form: Format, x_label: str) -> Html:
+def _tips(lines: Sequence[Line], frame: _Frame, form: Format, x_label: str, x_form: Format) -> Html:
     """Strips side by side over the plot; each shows what the lines are worth there when it is pointed at."""
     steps = sorted({step for line in lines for step, value in line.points if value is not None})
     if len(steps) > MAX_TIPS:
@@ -257,7 +262,7 @@ def _tips(lines: Sequence[Line], frame: _Frame, form: Format, x_label: str) -> H
     edges = [0.0, *((frame.x(a) + frame.x(b)) / 2 for a, b in itertools.pairwise(steps)), 100.0]
     strips = []
     for step, start, end in zip(steps, edges, edges[1:], strict=False):
-        rows = [element("b", f"{x_label} {number(step)}"), *(_tip_row(line, step, form) for line in lines)]
+        rows = [element("b", f"{x_label} {x_form(step)}"), *(_tip_row(line, step, form) for line in lines)]
         side = "tip right" if frame.x(step) > 50 else "tip"
         mark = element("s", style=f"left:{_n(100 * (frame.x(step) - start) / max(1e-9, end - start))}%")
         strips.append(
@@ -282,9 +287,9 @@ def _y_axis(frame: _Frame, form: Format) -> Html:
     return element("div", *labels, class_="y")
 
 
-def _x_axis(frame: _Frame, x_label: str) -> Html:
+def _x_axis(frame: _Frame, x_label: str, form: Format) -> Html:
     marks = [t for t in ticks(frame.left, frame.right) if t == int(t)]
-    labels = (element("span", number(t), style=f"left:{_n(frame.x(t))}%") for t in marks)
+    labels = (element("span", form(t), style=f"left:{_n(frame.x(t))}%") for t in marks)
     return element("div", *labels, element("em", x_label), class_="x")
 
 

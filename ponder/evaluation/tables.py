@@ -33,8 +33,6 @@ class Measure:
 
     pattern: str
     title: str
-    share: bool = True
-    """Shown in percent."""
 
 
 MEASURES = (
@@ -42,7 +40,7 @@ MEASURES = (
     Measure("accuracy/cons@*", "cons@{k}, the vote of {k}"),
     Measure("language/consistency", "language consistency"),
     Measure("length/stop_rate", "stop rate"),
-    Measure("length/mean", "mean length, tokens", share=False),
+    Measure("length/mean", "mean length, tokens"),
 )
 
 
@@ -60,6 +58,7 @@ class ResultTable:
 
     title: str
     share: bool
+    """Shown in percent."""
     models: tuple[str, ...]
     benchmarks: tuple[str, ...]
     cells: Mapping[tuple[str, str], Cell]
@@ -92,7 +91,7 @@ def result_tables(rows: Sequence[Row], models: Iterable[str] = ()) -> list[Resul
             cells = {(row["model"], row["benchmark"]): _cell(row) for row in found if row["value"] is not None}
             benchmarks = tuple(dict.fromkeys(row["benchmark"] for row in found))
             title = measure.title.format(k=k)
-            tables.append(ResultTable(title, measure.share, tuple(order), benchmarks, cells))
+            tables.append(ResultTable(title, is_share(measure.pattern), tuple(order), benchmarks, cells))
     return tables
 
 
@@ -130,15 +129,27 @@ def difference(run_dir: Path, rows: Sequence[Row], benchmark: str, model: str, o
     None when one of them was not measured on that benchmark, or not on the same problems. Raises `BrokenInputError`
     when the samples are missing or damaged.
     """
-    found = {
-        row["model"]: row for row in rows if (row["benchmark"], row.get("metric")) == (benchmark, "accuracy/pass@1")
-    }
-    if model not in found or other not in found:
+    samples = samples_of(rows, benchmark)
+    if model not in samples or other not in samples:
         return None
-    mine, theirs = (read_correct(run_dir / found[name]["samples"]) for name in (model, other))
+    return paired(*(read_correct(run_dir / samples[name]) for name in (model, other)))
+
+
+def paired(mine: Mapping[str, list[bool]], theirs: Mapping[str, list[bool]]) -> Estimate | None:
+    """`paired_difference` of two models' right samples by problem; None where the problems differ."""
     if mine.keys() != theirs.keys():
         return None
     return paired_difference(list(mine.values()), [theirs[problem] for problem in mine])
+
+
+def samples_of(rows: Sequence[Row], benchmark: str) -> dict[str, str]:
+    """The file of samples behind each model's pass@1 on a benchmark, relative to the run folder."""
+    wanted = (benchmark, "accuracy/pass@1")
+    return {
+        row["model"]: row["samples"]
+        for row in rows
+        if (row["benchmark"], row.get("metric")) == wanted and "samples" in row
+    }
 
 
 def read_correct(path: Path) -> dict[str, list[bool]]:
@@ -156,6 +167,11 @@ def read_correct(path: Path) -> dict[str, list[bool]]:
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenInputError(f"{path} is damaged: a line is no sample") from error
     return correct
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, and is shown in percent."""
+    return metric.startswith("accuracy/") or metric.endswith(("_share", "stop_rate", "/consistency"))
 
 
 # --- as text -----------------------------------------------------------------------------------------------------

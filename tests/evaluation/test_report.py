@@ -279,17 +279,187 @@ def test_a_healthy_watchdog_is_silent(finished: Path) -> None:
     assert "It had nothing to say." in read(finished)[1].text
 
 
-def test_evaluations_are_shown_with_their_interval(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", steps=2)
-    row = {"stage": "table", "model": "<i>zero</i>", "benchmark": "countdown", "k": 16, "temperature": 0.6}
-    rows = [
-        {**row, "metric": "accuracy/pass@1", "value": 0.714, "interval": [0.65, 0.77]},
-        {**row, "metric": "length/mean", "value": 81.5, "interval": None},
+# --- a whole pipeline ----------------------------------------------------------------------------------------------
+
+MODELS = ["mini", "zero", "dev1", "r1"]
+PIPELINE: dict[str, Any] = {
+    "zero": {"verb": "reinforce", "tasks": {"countdown": {}}, "steps": 20, "evaluation": {"every": 10}},
+    "cold_data": {
+        "verb": "sample",
+        "model": "zero",
+        "tasks": {"countdown": {}},
+        "sources": {"file:cold": {"path": "c"}},
+    },
+    "dev1": {"verb": "fine_tune", "model": "mini", "data": ["cold_data"], "epochs": 2},
+    "helpful": {"verb": "train_reward", "data": ["mini-world"], "rows": 100},
+    "r1": {
+        "verb": "reinforce",
+        "model": "dev1",
+        "tasks": {"countdown": {}},
+        "rewards": {"accuracy": 1, "help": "helpful"},
+    },
+    "table": {"verb": "evaluate", "models": MODELS, "tasks": {"countdown": {}, "general": {}}, "published": True},
+}
+CARD = {"problems": 320, "dropped": {"wrong": 700, "two <b>languages</b>": 12}, "kept": 568}
+
+
+def result_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of four models on two benchmarks, better by the row, with the samples behind pass@1."""
+    rows = []
+    for index, model in enumerate(MODELS):
+        for benchmark in ("countdown", "general"):
+            samples = folder / f"{model}-{benchmark}.jsonl"
+            correct = [{"problem_id": f"p{p}", "correct": p <= 4 * index + s} for p in range(20) for s in range(4)]
+            samples.write_text("".join(json.dumps(sample) + "\n" for sample in correct))
+            row = {"stage": "table", "model": model, "benchmark": benchmark, "k": 4, "problems": 20, "temperature": 0.6}
+            row |= {"template": "chat" if model == "r1" else "mini", "samples": samples.name}
+            curve = {f"accuracy/pass@{2**i}": min(1.0, 0.2 + 0.15 * index + 0.1 * i) for i in range(3)}
+            metrics = {**curve, "accuracy/cons@4": 0.5, "language/consistency": 0.9875, "length/stop_rate": 1.0}
+            for metric, value in metrics.items():
+                rows.append(
+                    {**row, "metric": metric, "value": value, "interval": [value - 0.04, min(1.0, value + 0.04)]}
+                )
+            rows.append({**row, "metric": "length/mean", "value": 81.5 + index, "interval": [80.0, 90.0]})
+    return rows
+
+
+def make_pipeline(folder: Path, done: int = len(PIPELINE)) -> Path:
+    """A run folder with every verb, of which the first `done` stages have been carried out, with made-up numbers."""
+    rng = random.Random(1)
+    recipe = load_recipe({"name": "r1-mini", "stages": PIPELINE})
+    run = RunFolder(folder)
+    with run.lock():
+        run.prepare(recipe)
+        for name in list(PIPELINE)[:done]:
+            verb = PIPELINE[name]["verb"]
+            context = StageContext.open(recipe, name, run, Reporter(name, quiet=True))
+            for step in range(1, 21):
+                share = learned_share(step, 20)
+                if verb == "reinforce":
+                    if step % 10 == 0:
+                        evaluate(context, step, share, rng, None)
+                    metrics = training_metrics(rng, share) | {"language/consistency": 0.8 + 0.1 * share}
+                    context.metrics.write(step, metrics | ({"reward/help": share} if name == "r1" else {}))
+                elif verb in ("fine_tune", "train_reward"):
+                    known = {"loss/train": 3.0 / step, "accuracy/pairs": share, "speed/train_tokens_per_s": 100.0}
+                    context.metrics.write(step, known)
+            if verb == "sample":
+                (context.folder / "data").mkdir()
+                (context.folder / "data" / "card.json").write_text(json.dumps(CARD))
+            if verb == "evaluate":
+                (run.path / "evaluations.json").write_text(json.dumps(result_rows(folder)))
+            context.close()
+            run.set_record(name, StageRecord(verb=verb, state="done", seconds=90.0, threads=2, sampled_tokens=5_000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp("runs") / "r1-mini")
+
+
+def tables_of(page: str) -> list[list[list[str]]]:
+    """The cells of each table, as text."""
+    cells = [
+        [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+        for table in re.findall(r"<table[^>]*>(.*?)</table>", page)
     ]
-    (run / "evaluations.json").write_text(json.dumps(rows))
-    text = read(run)[1].text
-    assert "<i>zero</i> countdown accuracy/pass@1 71.4% 65.0% to 77.0% 16 0.6" in text
-    assert "length/mean 81.5" in text
+    return [[[re.sub("<[^>]*>", "", cell) for cell in row] for row in table] for table in cells]
+
+
+def test_the_tables_of_an_evaluation(pipeline: Path) -> None:
+    page, reader = read(pipeline)
+    tables = tables_of(page)
+    assert tables[0] == [
+        ["model", "countdown", "general"],
+        ["mini", *["20.0 16.0 to 24.0"] * 2],
+        ["zero", *["35.0 31.0 to 39.0"] * 2],
+        ["dev1", *["50.0 46.0 to 54.0"] * 2],
+        ["r1", *["65.0 61.0 to 69.0"] * 2],
+    ]
+    for title in ("pass@1 (%)", "cons@4, the vote of 4 (%)", "language consistency (%)", "stop rate (%)"):
+        assert f">{title}</h3>" in page
+    assert "mean length, tokens</h3>" in page
+    assert "template mini for mini, zero, dev1; template chat for r1" in reader.text
+    assert page.count('class="scroll') == page.count("<table") + 1  # each in its own box, and the drawing, too
+
+
+def test_pass_at_k_has_a_logarithmic_axis(pipeline: Path) -> None:
+    page, _ = read(pipeline)
+    figure = page[page.index("pass@k on countdown") :]
+    assert re.findall(r"<b>k (\d+)</b>", figure[: figure.index("</figure>")]) == ["1", "2", "4"]
+    assert "M0 " in figure
+    assert "L50 " in figure  # k = 2 lies in the middle of 1 and 4
+
+
+def test_models_are_compared_problem_by_problem(pipeline: Path, tmp_path: Path) -> None:
+    page, _ = read(pipeline)
+    (table,) = (table for table in tables_of(page) if table[1][0] == "zero minus mini")
+    assert [row[0] for row in table[1:]] == ["zero minus mini", "dev1 minus zero", "r1 minus dev1"]
+    assert table[1][1].startswith("+20.0 ")  # four problems of twenty more
+    alone = make_pipeline(tmp_path / "run")
+    for file in alone.glob("*.jsonl"):
+        file.write_text("torn") if file.name != "metrics.jsonl" else None
+    (table,) = (table for table in tables_of(read(alone)[0]) if table[1][0] == "zero minus mini")
+    assert table[1][1:] == ["-", "-"]
+
+
+def test_published_figures_stand_apart_and_only_when_asked_for(pipeline: Path, finished: Path) -> None:
+    page, _ = read(pipeline)
+    block = page[page.index('class="published"') :]
+    block = block[: block.index("</section>")]
+    assert "Published, not measured here" in block
+    assert all("R1-Distill-Qwen-7B" not in str(table) for table in tables_of(page.replace(block, "")))
+    row = ["R1-Distill-Qwen-7B", "55.5", "83.3", "92.8", "49.1", "37.6", "1189", "[v1] Table 5"]
+    assert any(row in table for table in tables_of(block))
+    assert "Published" not in read(finished)[1].text
+
+
+def test_the_lineage_is_drawn_with_what_flows_where(pipeline: Path, tmp_path: Path) -> None:
+    page, _ = read(pipeline)
+    graph = page[page.index('class="graph"') : page.index("</svg>")]
+    assert re.findall(r'class="edge (\w+)"', graph) == ["model", "data", "model", "reward"]
+    boxes = [re.findall(r"<text[^>]*>([^<]*)</text>", box) for box in graph.split("<g ")[1:]]
+    assert {box[0]: box[1:] for box in boxes} == {
+        "zero": ["reinforce", "from mini", "done, 1 min 30 s"],
+        "cold_data": ["sample", "data: file:cold", "done, 1 min 30 s"],
+        "dev1": ["fine_tune", "from mini", "done, 1 min 30 s"],
+        "helpful": ["train_reward", "from mini", "data: mini-world", "done, 1 min 30 s"],
+        "r1": ["reinforce", "done, 1 min 30 s"],
+        "table": ["evaluate", "4 models", "done, 1 min 30 s"],
+    }
+    page, _ = read(make_pipeline(tmp_path / "half", done=2))
+    assert page.count("waiting</text>") == 4
+
+
+def test_each_verb_has_a_section(pipeline: Path) -> None:
+    page, _ = read(pipeline)
+    for name, content in {
+        "zero": "Which language it thinks in",
+        "cold_data": "two &lt;b&gt;languages&lt;/b&gt;",
+        "dev1": "<h3>Loss</h3>",
+        "helpful": "<h3>accuracy/pairs</h3>",
+        "r1": "<h3>help</h3>",
+    }.items():
+        section = page[page.index(f'<details class="stage"><summary><b>{name}</b>') :]
+        assert content in section.split('<details class="stage">')[1], name
+    assert "<h3>help</h3>" not in page.split("<summary><b>r1</b>")[0]
+
+
+def test_the_page_says_what_each_stage_cost(pipeline: Path) -> None:
+    tables = tables_of(read(pipeline)[0])
+    (table,) = (table for table in tables if table[0][:2] == ["stage", "wall time"])
+    assert table[1] == ["zero", "1 min 30 s", "5,000", "-", "0.05"]
+    assert table[-1] == ["in all", "9 min 00 s", "30,000", "-", "0.30"]
+
+
+def test_a_recipe_of_another_version_has_a_page_without_a_drawing(tmp_path: Path) -> None:
+    run = make_pipeline(tmp_path / "run")
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("epochs:", "rounds:"))
+    page, reader = read(run)
+    assert 'class="graph"' not in page
+    assert "pass@1 (%)" in reader.text
 
 
 # --- hostile text --------------------------------------------------------------------------------------------------
