@@ -28,9 +28,9 @@ from ponder.errors import UsageError
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-MIN_LETTERS = 25
+MIN_LETTERS = 20
 """Letters of a script that a sentence must hold for the detector to be asked about it."""
-CERTAINTY = 0.9
+CERTAINTY = 0.8
 """Probability from which the detector's word for another language than the target is taken."""
 MIN_HAN = 8
 """Chinese characters without kana that make a sentence Chinese where the target is Japanese."""
