@@ -2,17 +2,18 @@
 
 Shapes of rows in files (JSON Lines, gzipped or not, and Parquet), told apart by their columns:
 
-| columns | what it is |
-| --- | --- |
-| `prompt`, `chosen`, `rejected` | a pair; the replies as text, or as messages of which the last is the reply |
-| `chosen`, `rejected` | a pair of transcripts (`\\n\\nHuman: ... \\n\\nAssistant: ...`, as hh-rlhf has them) or of messages |
-| `prompt`, `completion_a`, `completion_b`, `preference` | a person's grade, from `a-is-better` to `b-is-better`; ties are left out |
-| `prompt`, and `a`, `b` or `response_a`, `response_b` or `completion_a`, `completion_b` | a pair that nobody has judged |
-| `prompt`, `reply` or `response`, and `safe` or `is_safe` or `label` | a reply: safe is true, 1 or `safe` |
+    prompt, chosen, rejected                  a pair; the replies as text, or as messages of which the last is the reply
+    chosen, rejected                          a pair of transcripts, as hh-rlhf has them, or of messages
+    prompt, completion_a, completion_b,
+        preference                            a pair graded by a person, a-is-better to b-is-better; ties are left out
+    prompt, a, b                              a pair that nobody has judged; also response_a, response_b and
+                                              completion_a, completion_b
+    prompt, reply or response, safe           a reply; also is_safe and label: true, 1 and `safe` mean safe
 
+A transcript is `\\n\\nHuman: ... \\n\\nAssistant: ...`, in turns; the last is the reply and all before it the prompt.
 A point-wise model takes pairs, too: the chosen reply for safe, the rejected one for unsafe. That is an approximation:
 people chose the better of two, and both may have been safe, or neither.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,6 +47,7 @@ class UnjudgedPair:
 Item = PreferencePair | LabelledReply | UnjudgedPair
 Kind = Literal["pairwise", "pointwise"]
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def generate_items(kind: Kind, seed: int, count: int, options: Mapping[str, Any]) -> list[Item]:
@@ -104,33 +106,32 @@ def as_judged(pair: UnjudgedPair, grade: float) -> PreferencePair:
 
 
 def as_labelled(items: Iterable[PreferencePair | LabelledReply]) -> list[LabelledReply]:
-    """For a point-wise model: labelled replies as they are, of a pair the chosen one as safe, the rejected as unsafe."""
+    """For a point-wise model: labelled replies as they are; of a pair the chosen one as safe, the other as unsafe."""
     found: list[LabelledReply] = []
     for item in items:
         if isinstance(item, LabelledReply):
             found.append(item)
         else:
-            sides = ((item.chosen, True), (item.rejected, False))
-            found += [
-                LabelledReply(f"{item.id}-{'safe' if safe else 'unsafe'}", item.source, item.language, item.prompt, reply, safe)
-                for reply, safe in sides
-            ]
+            for side, reply in (("chosen", item.chosen), ("rejected", item.rejected)):
+                row_id = f"{item.id}-{side}"
+                safe = side == "chosen"
+                found.append(LabelledReply(row_id, item.source, item.language, item.prompt, reply, safe))
     return found
 
 
-Judged = TypeVar("Judged", PreferencePair, LabelledReply)
-
-
-def split_by_prompt(rows: Sequence[Judged], share: float, seed: int) -> tuple[list[Judged], list[Judged]]:
+def split_by_prompt(
+    rows: Sequence[T], prompt_of: Callable[[T], str], share: float, seed: int
+) -> tuple[list[T], list[T]]:
     """(to train on, held out): the given share of the prompts, at least one, chosen by a hash of prompt and seed.
 
     A prompt is the same whatever its spacing and case, and is never on both sides. One prompt alone is trained on.
     """
-    order = sorted({_prompt_hash(row.prompt, seed) for row in rows})
+    hashes = [_prompt_hash(prompt_of(row), seed) for row in rows]
+    order = sorted(set(hashes))
     held_out = set(order[: min(len(order) - 1, math.ceil(share * len(order)))])
-    parts: tuple[list[Judged], list[Judged]] = ([], [])
-    for row in rows:
-        parts[_prompt_hash(row.prompt, seed) in held_out].append(row)
+    parts: tuple[list[T], list[T]] = ([], [])
+    for row, digest in zip(rows, hashes, strict=True):
+        parts[digest in held_out].append(row)
     return parts
 
 
@@ -204,9 +205,9 @@ def _conversation(row: Row, side: str) -> tuple[str, str]:
 
 
 def _message(message: Any) -> tuple[str, str]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-        raise RowError("a message without text")
-    return ("Assistant" if message.get("role") == "assistant" else "Human"), message["content"].strip()
+    if not isinstance(message, Mapping):
+        raise RowError("a message that is none")
+    return ("Assistant" if message.get("role") == "assistant" else "Human"), _text(message, "content").strip()
 
 
 def _as_prompt(turns: Sequence[tuple[str, str]]) -> str:
@@ -224,7 +225,7 @@ def _unjudged(row: Row, source: str, a: str, b: str) -> UnjudgedPair:
 def _graded(pair: UnjudgedPair, preference: Any) -> PreferencePair:
     if preference == "tie":
         raise RowError("a tie")
-    if preference not in _GRADES:
+    if not isinstance(preference, str) or preference not in _GRADES:
         raise RowError("a preference that is none of the grades")
     return as_judged(pair, _GRADES[preference])
 
@@ -257,6 +258,10 @@ def _text(row: Row, name: str) -> str:
         raise RowError(f"`{name}` is no text")
     if not value.strip():
         raise RowError("an empty prompt or reply")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise RowError(
+            "text that is no Unicode"
+        )  # half a surrogate pair, which JSON can hold and no tokenizer can read
     return value.strip() if name == "prompt" else value
 
 
@@ -273,4 +278,4 @@ def _language(row: Row) -> str:
 def _id(row: Row, *texts: str) -> str:
     if isinstance(row.get("id"), str):
         return str(row["id"])
-    return hashlib.blake2b("\x1f".join(texts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).hexdigest()

@@ -114,6 +114,36 @@ def proportion_interval(scores: Sequence[float], samples: int) -> Estimate:
     n = len(scores)
     p = min(1.0, max(0.0, fmean(scores)))
     size = n * samples / (1 + _alikeness(scores, p, samples) * (samples - 1))
+    return _wilson(p, size, n)
+
+
+def clustered_proportion(clusters: Sequence[Sequence[bool]]) -> Estimate:
+    """Share p of all outcomes that are true, with Wilson's interval at the effective sample size [KG].
+
+    The outcomes of one cluster (the replies to one prompt, say) resemble each other, and clusters differ in size. N
+    outcomes in n clusters are worth N / effect independent ones, where
+
+        effect = n / (n - 1) * sum over clusters (true - p * size)^2 / (N p (1 - p))
+
+    is how much larger the variance of the share is than that of independent outcomes. As in `_alikeness`, it is known
+    from the rarer outcome only, seen m times: it counts m against one time for N / n, which is what it would be if all
+    outcomes of a cluster were the same. Raises `ValueError` when there is no cluster, or an empty one.
+    """
+    n, total = len(clusters), sum(map(len, clusters))
+    if not clusters or not all(clusters):
+        raise ValueError("there must be a cluster, and every cluster needs an outcome")
+    p = sum(map(sum, clusters)) / total
+    rarer = total * min(p, 1 - p) if n > 1 else 0.0
+    measured = 0.0
+    if rarer > 0:
+        spread = sum((sum(cluster) - p * len(cluster)) ** 2 for cluster in clusters)
+        measured = n / (n - 1) * spread / (total * p * (1 - p))
+    effect = max(1.0, (rarer * measured + total / n) / (rarer + 1))
+    return _wilson(p, total / effect, n)
+
+
+def _wilson(p: float, size: float, n: int) -> Estimate:
+    """Wilson's interval of a share p seen in `size` independent draws, with Student's quantile for n clusters."""
     z = student_quantile(max(1, n - 1))
     centre = (p + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(p * (1 - p) / size + z * z / (4 * size * size))

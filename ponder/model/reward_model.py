@@ -230,14 +230,14 @@ def _shortened(example: Scored, longest: int) -> Scored:
 def save_reward_model(path: str | Path, model: RewardModel) -> None:
     """Write a folder that `load_reward_model` and transformers' `AutoModelForSequenceClassification` read.
 
-    It appears whole or not at all. Raises `BrokenInputError` when the disk refuses.
+    It appears whole or not at all. transformers reads the score at the last token that is not padding, so padding must
+    not be the end token (`ponder.training.supervised.part_padding_from_end`). Raises `BrokenInputError` when the disk
+    refuses.
     """
-    tokenizer = _with_own_padding(model.tokenizer)
     config = model.decoder.config.to_hf()
     (architecture,) = config["architectures"]
     config |= {
-        **end_tokens(tokenizer),
-        "pad_token_id": tokenizer.pad_id,
+        **end_tokens(model.tokenizer),
         "architectures": [architecture.replace("ForCausalLM", "ForSequenceClassification")],
         "id2label": {"0": model.kind},
         "label2id": {model.kind: 0},
@@ -253,7 +253,7 @@ def save_reward_model(path: str | Path, model: RewardModel) -> None:
     with replacing_folder(Path(path)) as folder:
         write_json(folder / CONFIG, config)
         write_shards(folder, {**to_hf_tensors(model.decoder), _HEAD: model.head.weight.detach().cpu()})
-        tokenizer.save(folder)
+        model.tokenizer.save(folder)
         write_json(folder / CARD, card)
 
 
@@ -282,20 +282,3 @@ def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> R
     model.head.weight.data = read(_HEAD).to(dtype)
     model.norm, model.figures = norm, figures
     return model
-
-
-def _with_own_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with a padding token that is no end token.
-
-    transformers reads the score at the last token that is not padding: were the end token padding, as it is in many
-    chat models, that would be the token before it.
-    """
-    if tokenizer.pad_id is not None and tokenizer.pad_id not in tokenizer.eos_ids:
-        return tokenizer
-    for name in ("unk_token", "bos_token"):
-        token = tokenizer.settings.get(name)
-        if token and tokenizer.token_id(token if isinstance(token, str) else token["content"]) not in tokenizer.eos_ids:
-            settings = {**tokenizer.settings, "pad_token": token}
-            return Tokenizer(tokenizer.backend, settings, tokenizer.chat_template, tokenizer.eos_ids)
-    settings = {k: v for k, v in tokenizer.settings.items() if k != "pad_token"}
-    return Tokenizer(tokenizer.backend, settings, tokenizer.chat_template, tokenizer.eos_ids)

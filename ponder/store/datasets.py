@@ -113,6 +113,11 @@ def write_rows(folder: Path, rows: Sequence[Row], kind: type[Row], card: Mapping
     atomic_write_json(folder / "card.json", dict(card))
 
 
+def has_rows(folder: Path, kind: type[Row]) -> bool:
+    """Whether a data set holds rows of that kind."""
+    return (folder / _FILES[kind]).is_file()
+
+
 def read_rows(folder: Path, kind: type[Row]) -> list[Row]:
     """All rows of that kind, in order. Raises `BrokenInputError` when they are missing or damaged."""
     import pyarrow

@@ -22,7 +22,7 @@ class Optimizer:
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if settings.name == "muon":
-            matrices = [p for n, p in named if p.ndim == 2 and n.startswith("layers.")]
+            matrices = [p for n, p in named if p.ndim == 2 and ".layers." in f".{n}"]
             self._parts.append((self._muon(matrices), settings.muon_lr))
             taken = {id(p) for p in matrices}
             named = [(n, p) for n, p in named if id(p) not in taken]
