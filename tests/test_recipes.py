@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 from ponder.lineage import running_order
 from ponder.model.templates import CHAT, template_text
@@ -15,6 +16,7 @@ from ponder.plan import plan_recipe
 from ponder.recipe import (
     EvaluateStage,
     FineTuneStage,
+    KeepSettings,
     Recipe,
     ReinforceStage,
     SampleStage,
@@ -331,3 +333,26 @@ def test_the_page_of_recipes_links_them_all_and_gives_the_figures_of_the_plan() 
     for name in PAPER_SCALE:
         row = next(row for row in rows if row[0] == f"[{name}]({name}.yaml)")
         assert tuple(row[2:6]) == figures(recipe_named(name))
+
+
+# --- docs/pipeline.md -------------------------------------------------------------------------------------------------
+
+PAGE = FOLDER.parent / "docs" / "pipeline.md"
+
+
+def test_the_stages_on_the_page_of_the_pipeline_are_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) > 8
+    for block in blocks:
+        recipe = load_recipe({"name": "page", "stages": yaml.safe_load(block.replace("{...}", "{countdown: {}}"))})
+        assert recipe.stages
+
+
+def test_the_page_of_the_pipeline_names_every_verb_and_rule_and_links_what_exists() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)", page):
+        assert (PAGE.parent / link).exists(), link
+    assert {f"`{verb}`" for verb in ("reinforce", "sample", "fine_tune", "train_reward", "evaluate")} <= set(
+        re.findall(r"`\w+`", page)
+    )
+    assert all(f"`{rule}`" in page for rule in KeepSettings.model_fields)
