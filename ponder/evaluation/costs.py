@@ -9,12 +9,6 @@ from ponder.progress import duration
 from ponder.run import StageRecord
 from ponder.store.metrics import Line
 
-_RATES = {
-    "tokens/sampled": ("speed/rollout_tokens_per_s", "time/rollout"),
-    "tokens/trained": ("speed/train_tokens_per_s", "time/update"),
-}
-"""Where a line does not count its tokens, speed x time does."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -31,7 +25,7 @@ class Cost:
 
 def count_tokens(lines: Iterable[Line], name: str) -> int | None:
     """Sum of `tokens/sampled` or `tokens/trained` (`name`) over a stage's metrics; None where nothing counts them."""
-    found = [tokens for line in lines if (tokens := _tokens(line, name)) is not None]
+    found = [line[name] for line in lines if line.get(name) is not None]
     return round(sum(found)) if found else None
 
 
@@ -79,11 +73,3 @@ def _amount(tokens: int | None) -> str:
 def _sum(amounts: Iterable[int | None]) -> int | None:
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known else None
-
-
-def _tokens(line: Line, name: str) -> float | None:
-    counted = line.get(name)
-    if counted is not None:
-        return float(counted)
-    speed, seconds = (line.get(rate) for rate in _RATES[name])
-    return None if speed is None or seconds is None else float(speed) * float(seconds)

@@ -17,6 +17,7 @@ MAX_CHARS = 34
 """Longest text in a box; longer ones are cut."""
 
 _CHAR, _LINE, _PAD = 6.3, 17.0, 10.0  # pixels: width of a character, height of a line, around the text
+_BOLD = 1.35  # how much wider a character of a name is
 _COLUMN_GAP, _ROW_GAP = 22.0, 40.0
 _PASSAGE = 14.0  # width kept free for an edge that passes a layer
 _ROUNDS = 8
@@ -188,7 +189,7 @@ def shorten_line(text: str) -> str:
 
 
 def _width(box: Box) -> float:
-    longest = max(len(shorten_line(box.name)) * 1.12, *(len(shorten_line(line)) for line in box.lines), 8)
+    longest = max(len(shorten_line(box.name)) * _BOLD, *(len(shorten_line(line)) for line in box.lines), 8)
     return longest * _CHAR + 2 * _PAD
 
 

@@ -19,7 +19,7 @@ from ponder.evaluation.drawing import Box, Edge, draw_graph
 from ponder.evaluation.html import Html, element, join
 from ponder.evaluation.results import grid_table, published_section, results_section
 from ponder.evaluation.stage_sections import StageView, flatten, pairs_table, stage_section
-from ponder.lineage import references, running_order
+from ponder.lineage import inputs, references, running_order
 from ponder.progress import duration
 from ponder.recipe import EvaluateStage, Recipe, SampleStage, Stage
 from ponder.run import Manifest, RunFolder, StageRecord
@@ -151,7 +151,14 @@ def _folded_stage(view: StageView, content: Html | None) -> Html:
 
 # --- lineage -----------------------------------------------------------------------------------------------------
 
-_FLOWS = {"model": "model", "data": "data", "rewards": "reward", "on_policy": "model", "shape": "model"}
+_FLOWS = {
+    "model": "model",
+    "models": "model",
+    "data": "data",
+    "rewards": "reward",
+    "on_policy": "model",
+    "shape": "model",
+}
 """What an edge carries, by the beginning of the setting that names its source."""
 
 
@@ -199,16 +206,17 @@ def _from_outside(stage: Stage, recipe: Recipe) -> list[str]:
 
 
 def _edges(name: str, recipe: Recipe) -> list[Edge]:
-    """What flows into a stage from others, once each. An evaluation takes from all: its box says so instead."""
+    """What flows into a stage from others, once each; of the many that an evaluation takes, the last ones only."""
     stage = recipe.stages[name]
-    if isinstance(stage, EvaluateStage):
-        return []
-    found = {
+    sources = {
         source: _FLOWS[setting.partition(".")[0]]
         for setting, source in references(stage).items()
         if source in recipe.stages
     }
-    return [Edge(source, name, kind) for source, kind in found.items()]
+    if isinstance(stage, EvaluateStage):
+        used = set().union(*(inputs(recipe, other) for other in recipe.stages if other != name))
+        sources = {source: kind for source, kind in sources.items() if source not in used}
+    return [Edge(source, name, kind) for source, kind in sources.items()]
 
 
 # --- the bottom ------------------------------------------------------------------------------------------------------
@@ -236,9 +244,13 @@ def _settings_section(recipe: Mapping[str, Any], stages: Sequence[StageView]) ->
         flat = [(path, value) for path, value in flatten(view.settings) if value not in ("", "None", "{}")]
         key = [(path, value) for path, value in flat if _is_key(path)]
         rest = [(path, value) for path, value in flat if not _is_key(path)]
-        title = element("h3", f"{view.name}: {view.record.verb}")
+        title = f"{view.name}: {view.record.verb}"
         more = element("details", element("summary", f"{len(rest)} more settings"), pairs_table(rest)) if rest else None
-        tables.append(element("div", title, pairs_table(key), more, class_="settings"))
+        if len(stages) > 1:
+            summary = element("summary", element("b", title))
+            tables.append(element("details", summary, pairs_table(key), more, class_="stage"))
+        else:
+            tables.append(element("div", element("h3", title), pairs_table(key), more, class_="settings"))
     note = f"seed {recipe.get('seed')}; the whole recipe is recipe.yaml in the run folder."
     return element("section", element("h2", "Settings"), element("p", note, class_="note"), *tables)
 

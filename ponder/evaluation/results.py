@@ -101,7 +101,7 @@ def _cell(cell: Cell, share: bool) -> Html:
 
 
 def _published_grid(table: PublishedTable) -> Html:
-    body = [[row.name, *("-" if v is None else f"{v:g}" for v in row.values), row.source] for row in table.rows]
+    body = [[row.name, *("-" if v is None else str(v) for v in row.values), row.source] for row in table.rows]
     return grid_table([[table.rows_are, *table.columns, "source"], *body])
 
 

@@ -347,28 +347,31 @@ def stage_section(view: StageView, store: RolloutStore) -> Html | None:
         case "reinforce":
             return _reinforce_section(view, store)
         case "sample":
-            return join(_card_section(view), _training_section(view, ()))
+            return join(_card_section(view), _curves_section(view, "Sampling", _of_interest(view)))
         case "train_reward":
-            names = [name for name in view.metrics() if not name.startswith(_BESIDES)]
-            return join(_figures_section(view), _training_section(view, names))
+            return join(_figures_section(view), _curves_section(view, "Training", _of_interest(view)))
         case "evaluate":
             return None
         case _:
-            return _training_section(view, _SUPERVISED)
+            return _curves_section(view, "Training", _SUPERVISED)
 
 
 _SUPERVISED = ("loss/train", "loss/heldout", "distill/reverse_kl", "grad/norm")
-_BESIDES = ("speed/", "time/", "tokens/", "optimizer/")
-"""Beginnings of the metrics that say how a stage ran, not what came of it."""
+_BESIDES = ("speed/", "time/", "tokens/", "optimizer/", _HELD_OUT)
+"""Beginnings of the metrics that say how a stage ran, or that stand in a table of figures."""
 
 
-def _training_section(view: StageView, names: Sequence[str]) -> Html:
+def _of_interest(view: StageView) -> list[str]:
+    return [name for name in view.metrics() if not name.startswith(_BESIDES)]
+
+
+def _curves_section(view: StageView, title: str, names: Sequence[str]) -> Html:
     """The curves of these metrics, the speed, and all others folded away."""
     known = [name for name in names if name in _SINGLE]
     rest = [name for name in view.metrics() if name not in names and name not in _SPEEDS]
     curves = [*_single_charts(view, known), *_plain_charts(view, [name for name in names if name not in _SINGLE])]
     return join(
-        _section("Training", curves) if names else None,
+        _section(title, curves),
         _section("Speed", _speed_charts(view)),
         _folded(view, rest),
     )
@@ -379,7 +382,7 @@ def _card_section(view: StageView) -> Html:
     if not (view.folder / "data" / "card.json").exists():
         return element("section", element("p", "No data have been written yet.", class_="lead"))
     card = read_card(view.folder / "data")
-    blocks = [(str(name), value) for name, value in card.items() if isinstance(value, Mapping) and value]
+    blocks = [(str(n), block) for n, block in card.items() if isinstance(block, Mapping) and block and n != "settings"]
     plain = {name: value for name, value in card.items() if not isinstance(value, Mapping)}
     tables = [("Data card", plain), *blocks] if plain else blocks
     return element(

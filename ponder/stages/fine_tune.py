@@ -229,6 +229,7 @@ class Reading:
         tokens = sum(len(e.prompt_ids) + len(e.reply_ids) for e in examples)
         metrics = {
             "loss/train": update.loss,
+            "tokens/trained": tokens,
             "speed/train_tokens_per_s": tokens / (time.monotonic() - started),
         }
         epoch = self.batches.epoch(after)
@@ -359,6 +360,8 @@ class OnPolicy:
             "accuracy/pass@1": fmean(row.correct for row in rows),
             "length/mean": tokens / len(rows),
             "length/truncated_share": fmean(row.finish_reason == "length" for row in rows),
+            "tokens/sampled": tokens,
+            "tokens/trained": tokens,
             "speed/rollout_tokens_per_s": tokens / (sampled - started),
             "speed/train_tokens_per_s": tokens / (updated - sampled),
         }

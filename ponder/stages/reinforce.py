@@ -341,7 +341,8 @@ class Reinforcement:
         )
         self.context.rollouts.add(self.step, result.rows)
         metrics = {f"heldout/{name}": value for name, value in result.metrics.items()}
-        self.context.metrics.write(self.step, metrics | {"time/training": self.elapsed})
+        costs = {"time/training": self.elapsed, "tokens/sampled": sum(row.length for row in result.rows)}
+        self.context.metrics.write(self.step, metrics | costs)
         self.shown = {name: metrics[name] for name in ("heldout/accuracy/pass@1",)}
         alarm = self.hacking.evaluated(self.step, result.metrics)
         if alarm is not None:
@@ -362,6 +363,7 @@ class Reinforcement:
         tokens = sum(len(c.ids) for g in groups for c in g.completions)
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         metrics["time/training"] = self.elapsed
+        metrics |= {"tokens/sampled": tokens, "tokens/trained": tokens}
         metrics["speed/rollout_tokens_per_s"] = tokens / times["rollout"]
         metrics["speed/train_tokens_per_s"] = tokens / times["update"]
         metrics["optimizer/lr"] = lr

@@ -418,7 +418,7 @@ def test_published_figures_stand_apart_and_only_when_asked_for(pipeline: Path, f
 def test_the_lineage_is_drawn_with_what_flows_where(pipeline: Path, tmp_path: Path) -> None:
     page, _ = read(pipeline)
     graph = page[page.index('class="graph"') : page.index("</svg>")]
-    assert re.findall(r'class="edge (\w+)"', graph) == ["model", "data", "model", "reward"]
+    assert re.findall(r'class="edge (\w+)"', graph) == ["model", "data", "model", "reward", "model"]
     boxes = [re.findall(r"<text[^>]*>([^<]*)</text>", box) for box in graph.split("<g ")[1:]]
     assert {box[0]: box[1:] for box in boxes} == {
         "zero": ["reinforce", "from mini", "done, 1 min 30 s"],
