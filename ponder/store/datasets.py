@@ -154,7 +154,7 @@ def _readable(card: Mapping[str, Any]) -> str:
     lines = ["# Data card", ""]
     for name, value in card.items():
         if isinstance(value, Mapping):
-            lines += [f"## {name}", "", *(f"- {key}: {entry}" for key, entry in value.items()), ""]
+            lines += ["", f"## {name}", "", *(f"- {key}: {entry}" for key, entry in value.items())]
         else:
             lines += [f"- {name}: {value}"]
     return "\n".join(lines).rstrip() + "\n"

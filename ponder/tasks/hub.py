@@ -21,12 +21,15 @@ class HubTask(MathTable):
             raise UsageError(f"tasks.{self.name}.path must name a data set of the Hub")
         options = dict(settings.options)
         folder = str(options.pop("folder", ""))
-        path = _download(settings.path, folder, options.pop("revision", None))
+        path = download_data(f"tasks.{self.name}.path", settings.path, folder, options.pop("revision", None))
         return load_table(self.name, path / folder, settings, options)
 
 
-def _download(repository: str, folder: str, revision: str | None) -> Path:
-    """The local copy of the set's data files. Raises `BrokenInputError` when the Hub does not give them."""
+def download_data(setting: str, repository: str, folder: str = "", revision: str | None = None) -> Path:
+    """The local copy of a set's data files, below `folder` where one is named.
+
+    Raises `BrokenInputError`, which names the setting, when the Hub does not give them.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -35,7 +38,7 @@ def _download(repository: str, folder: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise BrokenInputError(f"tasks.hub.path: {repository} cannot be fetched from the Hub: {reason}") from error
+        raise BrokenInputError(f"{setting}: {repository} cannot be fetched from the Hub: {reason}") from error
 
 
 TASK = HubTask("hub")

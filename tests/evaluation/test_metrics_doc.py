@@ -49,7 +49,7 @@ def test_what_updates_and_watchdog_log_is_documented(page: str, documented: set[
 
 def test_metric_names_in_the_code_are_documented(repository: Path, documented: set[str]) -> None:
     """Every `"group/name":` that a stage writes."""
-    for stage in ("reinforce", "fine_tune", "evaluate"):
+    for stage in ("reinforce", "sample", "fine_tune", "evaluate"):
         source = (repository / "ponder" / "stages" / f"{stage}.py").read_text(encoding="utf-8")
         written = re.findall(r'"([a-z]+/[a-z@1_]+)"(?:\]? [=:]|:)', source)
         assert set(written) <= documented, stage
