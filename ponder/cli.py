@@ -19,11 +19,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from ponder.errors import PonderError, UsageError
+from ponder.evaluation.tables import aligned, as_markdown, result_tables, settings_text
 from ponder.pipeline import default_run_dir, packaged_recipes, parse_recipe, run_recipe
 from ponder.plan import StagePlan, lineage, plan_recipe
 from ponder.progress import duration
 from ponder.run import RunFolder, StageRecord
 from ponder.store.archive import archive_rollouts
+from ponder.store.datasets import read_card
 from ponder.store.files import atomic_write_json
 
 
@@ -150,11 +152,13 @@ def ls(
 
 @app.command()
 def show(run: RunArgument, as_json: JsonFlag = False) -> None:
-    """Show the stages of a run, their last metrics, its evaluations.
+    """Show a run: its stages, their last metrics, its results.
+
+    The tables of results are Markdown: a row a model, a column a benchmark, each cell with its 95% interval.
 
     \b
     Examples:
-      ponder show r1-zero-mini
+      ponder show r1-mini
       ponder show runs/short --json
     """
     folder = _find_run(run)
@@ -164,15 +168,13 @@ def show(run: RunArgument, as_json: JsonFlag = False) -> None:
         _print_json({"run": str(folder.path), **manifest, "last_metrics": last, "evaluations": folder.evaluations()})
         return
     console = Console()
-    stages = _table("stage", "verb", "state", "time", "hash", "last step")
+    _print_stages(folder, last, console)
     for name, record in folder.manifest().stages.items():
-        stages.add_row(name, *_record_cells(record), str(last[name]["step"]) if name in last else "")
-    console.print(stages)
-    for name, line in last.items():
-        numbers = {key: value for key, value in line.items() if "/" in key and value is not None}
-        console.print(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()), highlight=False)
-    if folder.evaluations():
-        console.print(_evaluations_table(folder.evaluations()))
+        rows = [row for row in folder.evaluations() if row["stage"] == name]
+        if record.verb == "evaluate" and rows:
+            _print_results(name, rows, console)
+        elif rows:
+            console.print(_evaluations_table(rows))
 
 
 @app.command()
@@ -362,9 +364,13 @@ def _names(stages: Iterable[str]) -> str:
     return ", ".join(stages) or "nothing"
 
 
-def _record_cells(record: StageRecord) -> tuple[str, str, str, str]:
+def _stage_cells(name: str, record: StageRecord, last: dict[str, Any] | None) -> list[str]:
+    """One stage of `show`; what it sampled and trained on is in tokens."""
     state = record.state if record.error is None else f"{record.state}: {record.error}"
-    return record.verb, state, duration(record.seconds), record.hash[:8]
+    step = "" if last is None else str(last["step"])
+    core_hours = f"{record.seconds * record.threads / 3600:.2f}"
+    tokens = (_count(record.sampled_tokens), _count(record.trained_tokens))
+    return [name, record.verb, state, step, duration(record.seconds), core_hours, *tokens]
 
 
 def _plan_text(stage: StagePlan) -> str:
@@ -388,6 +394,33 @@ def _plan_text(stage: StagePlan) -> str:
 
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
+
+
+def _print_stages(run: RunFolder, last: dict[str, dict[str, Any]], console: Console) -> None:
+    """A table of the stages, then what each logged last; an evaluation's numbers stand in tables of their own."""
+    records = run.manifest().stages
+    head = ["stage", "verb", "state", "step", "time", "core-hours", "sampled", "trained on"]
+    body = [_stage_cells(name, record, last.get(name)) for name, record in records.items()]
+    console.print(aligned([head, *body]), highlight=False, markup=False, soft_wrap=True)
+    for name, record in records.items():
+        numbers = {key: value for key, value in last.get(name, {}).items() if "/" in key and value is not None}
+        texts = [f"{key} {value:.4g}" for key, value in numbers.items()]
+        if record.verb == "sample" and (run.stage_folder(name) / "data" / "card.json").exists():
+            texts = _card_texts(read_card(run.stage_folder(name) / "data"))
+        if texts and record.verb != "evaluate":
+            console.print(f"{name}: {'  '.join(texts)}", highlight=False, markup=False)
+
+
+def _card_texts(card: dict[str, Any]) -> list[str]:
+    """The counts of a data card, and why examples were dropped."""
+    counts = [f"{key} {value:,}" for key, value in card.items() if isinstance(value, int)]
+    dropped = [f"{reason} {count:,}" for reason, count in card.get("dropped", {}).items() if count]
+    return [*counts, f"dropped: {', '.join(dropped)}"] if dropped else counts
+
+
+def _print_results(stage: str, rows: list[dict[str, Any]], console: Console) -> None:
+    for text in (f"## {stage}", settings_text(rows), *map(as_markdown, result_tables(rows))):
+        console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _evaluations_table(rows: list[dict[str, Any]]) -> Table:

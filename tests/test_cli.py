@@ -16,7 +16,8 @@ from ponder import pipeline
 from ponder.cli import app
 from ponder.errors import RefusedError
 from ponder.recipe import EvaluateStage, ReinforceStage
-from ponder.run import RunFolder, StageContext
+from ponder.run import RunFolder, StageContext, StageRecord
+from ponder.store.files import atomic_write_json
 from ponder.store.rollouts import RolloutRow
 
 RECIPE = """
@@ -39,7 +40,8 @@ def reinforce(stage: ReinforceStage, context: StageContext) -> None:
 
 def evaluate(stage: EvaluateStage, context: StageContext) -> None:
     for model in stage.models:
-        rows = [{"model": model, "benchmark": task, "value": 0.5, "interval": [0.4, 0.6]} for task in stage.tasks]
+        row = {"model": model, "metric": "accuracy/pass@1", "value": 0.5, "interval": [0.4, 0.6]}
+        rows = [{**row, "benchmark": task} for task in stage.tasks]
         context.evaluations.add(rows)
 
 
@@ -146,7 +148,32 @@ def test_ls_and_show(folder: Path) -> None:
         assert "reinforce" in shown
         assert "zero: reward/mean 0.25" in shown
     assert json.loads(ponder("show", "tiny", "--json").stdout)["last_metrics"]["zero"]["step"] == 2
-    assert "0.400-0.600" in ponder("show", "measured").stdout
+    shown = ponder("show", "measured").stdout
+    assert "| mini  | 50.0 [40, 60] |" in shown
+    assert "**pass@1 (%)**" in shown
+
+
+def test_show_counts_what_a_data_set_kept_and_dropped(folder: Path) -> None:
+    ponder("run", "tiny.yaml")
+    run = RunFolder(folder / "runs" / "tiny")
+    record = StageRecord(verb="sample", state="done", seconds=1800, threads=2, sampled_tokens=12345)
+    run.set_record("data", record)
+    (run.stage_folder("data") / "data").mkdir(parents=True)
+    card = {"stage": "data", "sampled": 1280, "kept": 568, "dropped": {"wrong": 700, "long": 0, "mixed": 12}}
+    (run.stage_folder("data") / "data" / "card.json").write_text(json.dumps(card))
+    shown = ponder("show", "tiny").stdout
+    assert "data: sampled 1,280  kept 568  dropped: wrong 700, mixed 12" in shown
+    assert "12,345" in shown
+    assert "1.00" in shown  # core-hours
+
+
+def test_show_prints_figures_that_a_reward_model_left(folder: Path) -> None:
+    ponder("run", "tiny.yaml")
+    run = RunFolder(folder / "runs" / "tiny")
+    run.set_record("helpful", StageRecord(verb="train_reward", state="done"))
+    row = {"stage": "helpful", "model": "helpful", "benchmark": "pairs", "metric": "accuracy/mean", "value": 0.75}
+    atomic_write_json(run.evaluations_path, [{**row, "interval": [0.7, 0.8]}])
+    assert "0.700-0.800" in ponder("show", "tiny").stdout
 
 
 def test_eval_measures_and_writes_json(folder: Path) -> None:
