@@ -88,8 +88,7 @@ class Reinforcement:
         self.optimizer = Optimizer(self.policy, stage.optimizer, stage.steps * stage.updates_per_step)
         self.reference = copy.deepcopy(self.policy) if stage.algorithm.kl.beta > 0 else None
         self.reward_models = self._load_reward_models()
-        judged = {name: task for name, task in stage.tasks.items() if task.answer_field}
-        self.held_out = held_out(judged, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
+        self.held_out = held_out(stage.tasks, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
         self.watchdog = Watchdog(stage.watchdog)
         self.guard = NonFiniteGuard(stage.watchdog)
         self.hacking = HackingAlarm(stage.watchdog)

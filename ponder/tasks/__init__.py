@@ -180,10 +180,16 @@ class ProblemStream:
 def held_out(tasks: Mapping[str, TaskSettings], num_problems: int, seed: int) -> list[Problem]:
     """`num_problems` different problems of the test split, spread evenly over the tasks (weights do not matter).
 
-    The same arguments give the same problems. None of them is ever in a training stream. Raises `UsageError` when a
-    task has too few.
+    Tasks whose prompts no rule can judge are left out. The same arguments give the same problems. None of them is ever
+    in a training stream. Raises `UsageError` when a task has too few, or when no task can be judged.
     """
-    sources = _sources(tasks)
+    judged = {name: settings for name, settings in tasks.items() if settings.answer_field}
+    if tasks and not judged:
+        raise UsageError(
+            f"tasks.{min(tasks)}: no rule judges these prompts, so there is nothing to measure: add a task with an "
+            "`answer_field`, or evaluate `every` 0 steps"
+        )
+    sources = _sources(judged)
     seen: set[str] = set()
     drawn: list[Problem] = []
     for position, source in enumerate(sources):

@@ -102,6 +102,12 @@ def test_prompts_without_an_answer_are_judged_by_no_rule(tmp_path):
     problem = task.problems("train")[0]
     assert problem.reference is None
     assert not task.verify("\\boxed{1}", problem).correct
+    prompts = {"file:advice": TaskSettings(path=str(path), problem_field="prompt", answer_field="")}
+    measured = held_out(prompts | {"countdown": TaskSettings()}, 10, seed=0)
+    assert len(measured) == 10 and {problem.task for problem in measured} == {"countdown"}
+    assert ProblemStream(prompts, "train", seed=0)[0].source == "file:advice"
+    with pytest.raises(UsageError, match="no rule judges these prompts"):
+        held_out(prompts, 10, seed=0)
 
 
 def test_an_own_split_that_overlaps_is_refused(tmp_path):
