@@ -214,7 +214,8 @@ def _edges(name: str, recipe: Recipe) -> list[Edge]:
         if source in recipe.stages
     }
     if isinstance(stage, EvaluateStage):
-        used = set().union(*(inputs(recipe, other) for other in recipe.stages if other != name))
+        trained = [other for other in recipe.stages if not isinstance(recipe.stages[other], EvaluateStage)]
+        used = set().union(*(inputs(recipe, other) for other in trained))
         sources = {source: kind for source, kind in sources.items() if source not in used}
     return [Edge(source, name, kind) for source, kind in sources.items()]
 

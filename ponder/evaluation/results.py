@@ -39,7 +39,7 @@ def results_section(view: StageView, run_dir: Path) -> Html:
     tables = result_tables(rows, view.settings.get("models", ()))
     return element(
         "section",
-        element("h2", "Results"),
+        element("h2", f"Results: {view.name}"),
         element("p", settings_text(rows), class_="note"),
         *(join(_title(table.heading), _result_grid(table)) for table in tables),
         element("div", *_curves(rows, view.settings.get("models", ())), class_="charts"),

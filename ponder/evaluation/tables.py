@@ -24,7 +24,7 @@ _PASS = re.compile(r"accuracy/pass@(\d+)")
 _NAME_WIDTH = 24
 """Characters of a model's name in a table that is text."""
 
-_SETTINGS = ("problems", "k", "temperature", "top_p", "top_k", "max_tokens", "template", "engine", "seed")
+_SETTINGS = ("problems", "k", "temperature", "top_p", "top_k", "max_tokens", "template", "engine")
 
 
 @dataclass(frozen=True)

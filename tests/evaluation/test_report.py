@@ -358,6 +358,12 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pipeline(tmp_path_factory.mktemp("runs") / "r1-mini")
 
 
+@pytest.fixture(scope="module")
+def whole(pipeline: Path) -> tuple[str, Reader]:
+    """The page of the pipeline."""
+    return read(pipeline)
+
+
 def tables_of(page: str) -> list[list[list[str]]]:
     """The cells of each table, as text."""
     cells = [
@@ -367,8 +373,8 @@ def tables_of(page: str) -> list[list[list[str]]]:
     return [[[re.sub("<[^>]*>", "", cell) for cell in row] for row in table] for table in cells]
 
 
-def test_the_tables_of_an_evaluation(pipeline: Path) -> None:
-    page, reader = read(pipeline)
+def test_the_tables_of_an_evaluation(whole: tuple[str, Reader]) -> None:
+    page, reader = whole
     tables = tables_of(page)
     assert tables[0] == [
         ["model", "countdown", "general"],
@@ -384,16 +390,16 @@ def test_the_tables_of_an_evaluation(pipeline: Path) -> None:
     assert page.count('class="scroll') == page.count("<table") + 1  # each in its own box, and the drawing, too
 
 
-def test_pass_at_k_has_a_logarithmic_axis(pipeline: Path) -> None:
-    page, _ = read(pipeline)
+def test_pass_at_k_has_a_logarithmic_axis(whole: tuple[str, Reader]) -> None:
+    page, _ = whole
     figure = page[page.index("pass@k on countdown") :]
     assert re.findall(r"<b>k (\d+)</b>", figure[: figure.index("</figure>")]) == ["1", "2", "4"]
     assert "M0 " in figure
     assert "L50 " in figure  # k = 2 lies in the middle of 1 and 4
 
 
-def test_models_are_compared_problem_by_problem(pipeline: Path, tmp_path: Path) -> None:
-    page, _ = read(pipeline)
+def test_models_are_compared_problem_by_problem(whole: tuple[str, Reader], tmp_path: Path) -> None:
+    page, _ = whole
     (table,) = (table for table in tables_of(page) if table[1][0] == "zero minus mini")
     assert [row[0] for row in table[1:]] == ["zero minus mini", "dev1 minus zero", "r1 minus dev1"]
     assert table[1][1].startswith("+20.0 ")  # four problems of twenty more
@@ -404,8 +410,8 @@ def test_models_are_compared_problem_by_problem(pipeline: Path, tmp_path: Path) 
     assert table[1][1:] == ["-", "-"]
 
 
-def test_published_figures_stand_apart_and_only_when_asked_for(pipeline: Path, finished: Path) -> None:
-    page, _ = read(pipeline)
+def test_published_figures_stand_apart_and_only_when_asked_for(whole: tuple[str, Reader], finished: Path) -> None:
+    page, _ = whole
     block = page[page.index('class="published"') :]
     block = block[: block.index("</section>")]
     assert "Published, not measured here" in block
@@ -415,8 +421,8 @@ def test_published_figures_stand_apart_and_only_when_asked_for(pipeline: Path, f
     assert "Published" not in read(finished)[1].text
 
 
-def test_the_lineage_is_drawn_with_what_flows_where(pipeline: Path, tmp_path: Path) -> None:
-    page, _ = read(pipeline)
+def test_the_lineage_is_drawn_with_what_flows_where(whole: tuple[str, Reader], tmp_path: Path) -> None:
+    page, _ = whole
     graph = page[page.index('class="graph"') : page.index("</svg>")]
     assert re.findall(r'class="edge (\w+)"', graph) == ["model", "data", "model", "reward", "model"]
     boxes = [re.findall(r"<text[^>]*>([^<]*)</text>", box) for box in graph.split("<g ")[1:]]
@@ -432,8 +438,16 @@ def test_the_lineage_is_drawn_with_what_flows_where(pipeline: Path, tmp_path: Pa
     assert page.count("waiting</text>") == 4
 
 
-def test_each_verb_has_a_section(pipeline: Path) -> None:
-    page, _ = read(pipeline)
+def test_two_evaluations_do_not_hide_each_others_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PIPELINE, "again", {**PIPELINE["table"], "models": ["r1"], "published": False})
+    page, reader = read(make_pipeline(tmp_path / "run", done=6))
+    graph = page[page.index('class="graph"') : page.index("</svg>")]
+    assert re.findall(r'class="edge (\w+)"', graph) == ["model", "data", "model", "reward", "model", "model"]
+    assert "Results: table" in reader.text
+
+
+def test_each_verb_has_a_section(whole: tuple[str, Reader]) -> None:
+    page, _ = whole
     for name, content in {
         "zero": "Which language it thinks in",
         "cold_data": "two &lt;b&gt;languages&lt;/b&gt;",
@@ -446,8 +460,8 @@ def test_each_verb_has_a_section(pipeline: Path) -> None:
     assert "<h3>help</h3>" not in page.split("<summary><b>r1</b>")[0]
 
 
-def test_the_page_says_what_each_stage_cost(pipeline: Path) -> None:
-    tables = tables_of(read(pipeline)[0])
+def test_the_page_says_what_each_stage_cost(whole: tuple[str, Reader]) -> None:
+    tables = tables_of(whole[0])
     (table,) = (table for table in tables if table[0][:2] == ["stage", "wall time"])
     assert table[1] == ["zero", "1 min 30 s", "5,000", "-", "0.05"]
     assert table[-1] == ["in all", "9 min 00 s", "30,000", "-", "0.30"]
