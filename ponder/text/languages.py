@@ -99,16 +99,17 @@ _WORD = re.compile("|".join(f"(?P<{s}>[{c}]+(?:[{_APOSTROPHES}][{c}]+)*)" for s,
 _SENTENCE_END = re.compile(r"[!?;。؟।\n]+|\.+(?=\s|\Z)")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
-# What opens and never closes is looked for a bounded way only: texts are untrusted, and time must stay linear.
+# What opens and never closes is looked for a bounded way only, and identifiers where a word begins only: texts are
+# untrusted, and the time must stay linear.
 _NOT_WORDS = re.compile(
     r"""
     ```.*?(?:```|\Z) | `[^`\n]+`                                                              # code
-    | \$\$.{1,4000}?\$\$ | (?<![\\$])\$(?=[^\s$])[^$\n]*(?<!\s)\$(?!\d)                       # formulas
-    | \\\(.{1,1000}?\\\) | \\\[.{1,4000}?\\\]
-    | \\begin\{([a-z]+\*?)\}.{1,4000}?\\end\{\1\}
+    | \$\$.{1,2000}?\$\$ | (?<![\\$])\$(?=[^\s$])[^$\n]*(?<!\s)\$(?!\d)                       # formulas
+    | \\\(.{1,1000}?\\\) | \\\[.{1,2000}?\\\]
+    | \\begin\{([a-z]+\*?)\}.{1,2000}?\\end\{\1\}
     | \\[A-Za-z]+                                                                             # their commands
     | (?:https?://|www\.)[!-~]+
-    | [A-Za-z_]*[0-9_][A-Za-z0-9_]*                                                           # numbers, identifiers
+    | (?<![A-Za-z0-9_])[A-Za-z_]*[0-9_][A-Za-z0-9_]*                                          # numbers, identifiers
     """,
     re.DOTALL | re.VERBOSE,
 )
