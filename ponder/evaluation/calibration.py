@@ -22,8 +22,8 @@ class HeldOutPair:
     """A pair that the model was not trained on: raw scores, and lengths of what was scored, in tokens."""
 
     prompt: str
-    chosen: float
-    rejected: float
+    chosen_score: float
+    rejected_score: float
     chosen_length: int
     rejected_length: int
 
@@ -40,7 +40,7 @@ class HeldOutReply:
 
 def pair_figures(pairs: Sequence[HeldOutPair]) -> dict[str, Estimate | float]:
     """All figures of a pairwise model by metric name (docs/metrics.md); those of which there are no cases are NaN."""
-    margins = [p.chosen - p.rejected for p in pairs]
+    margins = [p.chosen_score - p.rejected_score for p in pairs]
     right = [margin > 0 for margin in margins]
     longer, shorter = ([i for i, p in enumerate(pairs) if sign * _lengthening(p) > 0] for sign in (1, -1))
     # sigmoid(margin) is the chance that the chosen one is better; what is judged is the model's own choice
@@ -54,7 +54,7 @@ def pair_figures(pairs: Sequence[HeldOutPair]) -> dict[str, Estimate | float]:
         "calibration/error": calibration_error(confidence, right),
         "calibration/brier": brier_score([sigmoid(margin) for margin in margins], [True] * len(pairs)),
         "length/correlation": rank_correlation(
-            [score for p in pairs for score in (p.chosen, p.rejected)],
+            [score for p in pairs for score in (p.chosen_score, p.rejected_score)],
             [length for p in pairs for length in (p.chosen_length, p.rejected_length)],
         ),
         "length/longer_wins": _mean([right[i] == (_lengthening(pairs[i]) > 0) for i in uneven]),

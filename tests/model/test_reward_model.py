@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ponder.errors import BrokenInputError, UsageError
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
+from ponder.model.fallback import FallbackDecoder
 from ponder.model.folder import LoadedModel, load_folder, save_folder
 from ponder.model.reward_model import (
     Norm,
@@ -131,6 +132,10 @@ def test_bases_that_cannot_carry_a_head_are_refused(make: Make, tokenizer: Token
     endless = Tokenizer(tokenizer.backend, {}, eos_ids=())
     with pytest.raises(UsageError, match="no end token"):
         RewardModel(decoder, endless, kind="pairwise", score="answer", template="chat")
+    shape = {"vocab_size": 480, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "eos_token_id": 1}
+    other = FallbackDecoder(transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=None)))
+    with pytest.raises(UsageError, match="needs a llama, qwen2 or qwen3 model, not gpt2"):
+        RewardModel(other, tokenizer, kind="pairwise", score="answer", template="chat")
 
 
 # --- what is scored --------------------------------------------------------------------------------------------------
