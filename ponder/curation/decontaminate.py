@@ -62,10 +62,13 @@ class Decontamination:
         generated = {task: is_generated(task) for task in {problem.task for _, problem in asked}}
         self._by_content = sorted(task for task, made in generated.items() if made)
         self._contents = {content_hash(problem): label for label, problem in asked if generated[problem.task]}
-        self._all = NgramIndex([(label, problem.prompt) for label, problem in asked], self.n)
-        self._from_files = NgramIndex(
-            [(label, problem.prompt) for label, problem in asked if not generated[problem.task]], self.n
-        )
+        # the content of a problem from a file is its text without the suffix that all of the file may share
+        texts = {
+            made: [(label, p.prompt if made else p.content) for label, p in asked if generated[p.task] == made]
+            for made in (True, False)
+        }
+        self._all = NgramIndex([*texts[True], *texts[False]], self.n)
+        self._from_files = NgramIndex(texts[False], self.n)
 
     def clean(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Those without a hit; the others are counted."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder.curation.keep import Candidate
-from ponder.errors import UsageError
+from ponder.errors import BrokenInputError, UsageError
 from ponder.model.parser import END_THINK, TAGS, THINK, split_thinking
 from ponder.recipe import SourceSettings
 from ponder.store.datasets import Example
@@ -105,6 +105,11 @@ def _read_files(label: str, settings: SourceSettings, path: Path) -> SourceRows:
                     found.broken += 1
 
     found.candidates = list(islice(usable(), settings.rows or None))
+    if not found.candidates:
+        raise BrokenInputError(
+            f"{path} has no row with a prompt and a reply: see `messages_field`, `prompt_field` and `reply_field` of "
+            f"sources.{label}"
+        )
     return found
 
 

@@ -164,7 +164,7 @@ class Curation:
     ) -> None:
         context = self.context
         if not examples:
-            most = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common(3)) or "none"
+            most = ", ".join(f"{reason} {count}" for reason, count in (+self.dropped).most_common(3)) or "none"
             raise RefusedError(
                 f"stages.{context.stage_name} kept no example (dropped: {most}): loosen `keep` or sample more"
             )
