@@ -17,12 +17,14 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
+from ponder.curation.sources import read_source
 from ponder.errors import RefusedError, UsageError
 from ponder.evaluation.heldout import JudgedProblem, engine_sampling, judge_problem
 from ponder.mini.world import MiniWorld
@@ -34,7 +36,7 @@ from ponder.model.load import load_model
 from ponder.model.replies import reply_text
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
-from ponder.recipe import FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings
+from ponder.recipe import FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings, SourceSettings
 from ponder.rollout.base import Completion, Request
 from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
@@ -101,8 +103,9 @@ class Lesson(Protocol):
         """What is worth knowing at a checkpoint and at the end of an epoch."""
         ...
 
-    def stop_rate(self) -> float | None:
-        """Share of sampled replies that end by themselves; None where nobody asks."""
+    def examine(self) -> dict[str, float]:
+        """After the last step: `length/stop_rate`, the share of sampled replies that end by themselves, and what it
+        cost; nothing where nobody asks."""
         ...
 
 
@@ -160,11 +163,12 @@ class FineTuning:
 
     def _gate(self) -> None:
         """Refuse a model whose replies do not end. State and model are saved: a second try asks again at once."""
-        rate = self.lesson.stop_rate()
-        if rate is None:
+        found = self.lesson.examine()
+        if not found:
             return
+        rate = found["length/stop_rate"]
         if not any("length/stop_rate" in line for line in self.context.run.metrics(self.context.stage_name)):
-            self.context.metrics.write(self.step, {"length/stop_rate": rate})
+            self.context.metrics.write(self.step, found)
         self.context.reporter.note(f"{rate:.0%} of the sampled replies end by themselves")
         if rate < self.stage.min_stop_rate:
             raise RefusedError(
@@ -244,21 +248,27 @@ class Reading:
         loss = mean_loss(self.model.decoder, self.held_out, self.stage.tokens_per_micro_batch)
         return {"loss/heldout": loss}
 
-    def stop_rate(self) -> float | None:
+    def examine(self) -> dict[str, float]:
         if not self.prompts or not self.stage.min_stop_rate:
-            return None
+            return {}
+        completions = list(self._replies())
+        return {
+            "length/stop_rate": fmean(c.finish_reason == "stop" for c in completions),
+            "tokens/sampled": sum(len(c.ids) for c in completions),
+        }
+
+    def _replies(self) -> Iterator[Completion]:
+        """As models are evaluated [R1 D.1], each as long as the context allows."""
         engine = NativeEngine(self.model.decoder)
         samples = max(1, _STOP_SAMPLES // len(self.prompts))
-        stopped = []
         ordered = sorted(self.prompts, key=len)
         for start in range(0, len(ordered), _STOP_BATCH):
             prompts = ordered[start : start + _STOP_BATCH]
             settings = SamplingSettings(temperature=0.6, top_p=0.95, max_tokens=self.stage.context - len(prompts[-1]))
             requests = [Request(ids, f"{self.context.stage_name}/stop rate/{ids}", samples) for ids in prompts]
             sampling = engine_sampling(settings, self.model.tokenizer)
-            groups = engine.generate(requests, sampling, self.context.seed)
-            stopped += [completion.finish_reason == "stop" for group in groups for completion in group]
-        return fmean(stopped)
+            for group in engine.generate(requests, sampling, self.context.seed):
+                yield from group
 
 
 class DocumentBatches:
@@ -291,23 +301,22 @@ class DocumentBatches:
         return Example(prompt, tuple(self.tokenizer.encode(document.reply))[: self.context - len(prompt)])
 
 
-def _reading(
-    stage: FineTuneStage, context: StageContext, model: LoadedModel, rows: Sequence[datasets.Example]
-) -> Reading:
+def _reading(stage: FineTuneStage, context: StageContext, model: LoadedModel, data: DataSet) -> Reading:
     """A data set, rendered, checked, and parted into what is trained on and what is held out."""
-    rendered = render_rows(rows, stage.template, model.tokenizer, stage.context)
+    rendered = render_rows(data.rows, stage.template, model.tokenizer, stage.context)
     padding = part_padding_from_end(model)
     if padding is not None:
         context.reporter.note(f"padding was the end token; the new model pads with {padding} instead")
     check_before_training(rendered, stage.template, model.tokenizer, model.generation)
     train, held_out = hold_out(rendered.examples)
     batches = ExampleBatches(train, stage.tokens_per_step, context.seed, epochs=stage.epochs, steps=stage.steps)
-    left_out = "".join(f"; {count} left out for {why}" for why, count in rendered.left_out.most_common())
+    reasons = rendered.left_out + Counter({"holding no whole example": data.unusable})
+    left_out = "".join(f"; {count} left out for {why}" for why, count in reasons.most_common())
     context.reporter.note(f"{len(train)} examples to train on, {len(held_out)} held out{left_out}")
     facts = {
         "data/examples": float(len(train)),
         "data/heldout": float(len(held_out)),
-        "data/left_out": float(rendered.left_out.total()),
+        "data/left_out": float(reasons.total()),
     }
     prompts = sorted({e.prompt_ids for e in rendered.examples})
     asked = random.Random(f"stop-rate prompts of {context.seed}").sample(prompts, min(_STOP_SAMPLES, len(prompts)))
@@ -370,8 +379,8 @@ class OnPolicy:
     def measure(self) -> dict[str, float]:
         return {}
 
-    def stop_rate(self) -> None:
-        return None
+    def examine(self) -> dict[str, float]:
+        return {}
 
     def _sample(self, problems: Sequence[Problem], step: int) -> tuple[list[Example], list[JudgedProblem]]:
         """The student's replies, as examples and as judged rollouts."""
@@ -420,7 +429,16 @@ def _teacher(reference: str, context: StageContext, tokenizer: Tokenizer) -> tup
 
 # --- what a stage starts from -----------------------------------------------------------------------------------------
 
-_Data = MiniWorld | list[datasets.Example] | None
+
+@dataclass
+class DataSet:
+    """Examples, and how many rows of the files that were read hold none."""
+
+    rows: list[datasets.Example] = field(default_factory=list)
+    unusable: int = 0
+
+
+_Data = MiniWorld | DataSet | None
 
 
 def _open_data(stage: FineTuneStage, context: StageContext) -> _Data:
@@ -431,7 +449,10 @@ def _open_data(stage: FineTuneStage, context: StageContext) -> _Data:
         return _open_world(stage, context.seed)
     if stage.data_options:
         raise UsageError("data_options are for the data `mini-world` alone")
-    return [row for reference in stage.data for row in _read_examples(reference, context)]
+    data = DataSet()
+    for reference in stage.data:
+        _read(reference, data, context)
+    return data
 
 
 def _open_world(stage: FineTuneStage, seed: int) -> MiniWorld:
@@ -441,13 +462,19 @@ def _open_world(stage: FineTuneStage, seed: int) -> MiniWorld:
         raise UsageError(f"data_options do not fit `mini-world`: {error}") from error
 
 
-def _read_examples(reference: str, context: StageContext) -> list[datasets.Example]:
+def _read(reference: str, data: DataSet, context: StageContext) -> None:
+    """Add the examples of a `sample` stage, a folder that one has written, or files from elsewhere."""
     path = Path(context.data_source(reference)).expanduser()
     if (path / "card.json").is_file():
-        return datasets.read_rows(path, datasets.Example)
-    raise UsageError(
-        f"data {reference!r} is neither `mini-world` nor a `sample` stage nor a folder that one has written"
-    )
+        data.rows += datasets.read_rows(path, datasets.Example)
+        return
+    if not path.exists():
+        raise UsageError(
+            f"data: {reference!r} is neither `mini-world` nor a `sample` stage, and no folder or JSONL or Parquet file"
+        )
+    found = read_source("file", SourceSettings(path=str(path)), context.seed)
+    data.rows += [candidate.example for candidate in found.candidates if candidate.finished]
+    data.unusable += found.broken + sum(not candidate.finished for candidate in found.candidates)
 
 
 def _start(stage: FineTuneStage, data: _Data, context: StageContext) -> LoadedModel:
@@ -476,11 +503,11 @@ def _with_room(model: LoadedModel, positions: int | None) -> LoadedModel:
     return dataclasses.replace(model, config=model.decoder.config)
 
 
-def _own_text(data: MiniWorld | list[datasets.Example]) -> Iterable[str]:
+def _own_text(data: MiniWorld | DataSet) -> Iterable[str]:
     if isinstance(data, MiniWorld):
         documents = (data.document(i) for i in range(_TOKENIZER_DOCUMENTS))
         return (d.prompt + d.reply for d in documents)
-    return (f"{row.prompt}\n{reply_text(row.thinking, row.answer)}" for row in data[:_TOKENIZER_DOCUMENTS])
+    return (f"{row.prompt}\n{reply_text(row.thinking, row.answer)}" for row in data.rows[:_TOKENIZER_DOCUMENTS])
 
 
 def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:

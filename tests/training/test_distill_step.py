@@ -113,7 +113,7 @@ def test_chunks_change_nothing(chunk_rows: int, monkeypatch: pytest.MonkeyPatch)
     expected = (p * (p.log() - q.detach().log())).sum(-1)
     assert_close(found, expected)
     unused = torch.autograd.grad(found.sum(), (teacher_hidden, teacher_head), allow_unused=True, retain_graph=True)
-    assert unused == (None, None)
+    assert not any(isinstance(gradient, Tensor) for gradient in unused)
     weights = torch.arange(7.0, dtype=torch.float64)
     for a, b in zip(
         torch.autograd.grad((weights * found).sum(), (hidden, head)),
