@@ -212,9 +212,9 @@ class RewardTraining:
         self.model.figures = {name: _value(f) for name, f in figures.items() if math.isfinite(_value(f))}
         accuracy = figures["accuracy/mean"]
         assert isinstance(accuracy, Estimate)
-        bounds = {"accuracy/mean_low": accuracy.low, "accuracy/mean_high": accuracy.high}
-        values = {name: _value(f) for name, f in figures.items()} | bounds
-        self.context.metrics.write(self.step, {f"heldout/{name}": value for name, value in values.items()})
+        values = {f"heldout/{name}": _value(figure) for name, figure in figures.items()}
+        bounds = {"heldout/accuracy/mean_low": accuracy.low, "heldout/accuracy/mean_high": accuracy.high}
+        self.context.metrics.write(self.step, values | bounds)
         self.context.evaluations.add(self._evaluation_rows(figures, samples))
         self.context.reporter.note(f"{self._benchmark}: {_figures_text(figures)}")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ponder.evaluation.calibration import HeldOutPair, HeldOutReply, pair_figures, reply_figures
 from ponder.evaluation.heldout import HeldOutResult, JudgedProblem
 from ponder.evaluation.metrics import pass_at_1
 from ponder.evaluation.reflection import ENGLISH
@@ -39,6 +40,11 @@ def test_held_out_metrics_are_documented(documented: set[str]) -> None:
         assert name.replace("@4", "@k").replace("countdown", "<task>") in documented
 
 
+def test_figures_of_reward_models_are_documented(documented: set[str]) -> None:
+    figures = pair_figures([HeldOutPair("a", 1.0, 0.0, 2, 1)]) | reply_figures([HeldOutReply("a", 1.0, True, 2)])
+    assert {f"heldout/{name}" for name in figures} <= documented
+
+
 def test_what_updates_and_watchdog_log_is_documented(page: str, documented: set[str]) -> None:
     statistics = UpdateStatistics(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1)
     assert set(update_metrics([statistics])) <= documented
@@ -49,7 +55,7 @@ def test_what_updates_and_watchdog_log_is_documented(page: str, documented: set[
 
 def test_metric_names_in_the_code_are_documented(repository: Path, documented: set[str]) -> None:
     """Every `"group/name":` that a stage writes."""
-    for stage in ("reinforce", "sample", "fine_tune", "evaluate"):
+    for stage in ("reinforce", "sample", "fine_tune", "train_reward", "evaluate"):
         source = (repository / "ponder" / "stages" / f"{stage}.py").read_text(encoding="utf-8")
         written = re.findall(r'"([a-z]+/[a-z@1_]+)"(?:\]? [=:]|:)', source)
         assert set(written) <= documented, stage
