@@ -68,8 +68,8 @@ def gradients(model: Decoder) -> list[Tensor]:
 
 @pytest.mark.parametrize("budget", [1, 9, 1000])
 def test_loss_and_gradient_are_the_plain_ones(budget: int) -> None:
-    """A teacher of another size, whose embedding has rows to spare; prompts shared and not."""
-    student, teacher = decoder(0, 1, 8), decoder(1, 2, 12, vocab_size=16)
+    """A teacher of another size, embeddings with rows to spare; prompts shared and not."""
+    student, teacher = decoder(0, 1, 8, vocab_size=14), decoder(1, 2, 12, vocab_size=16)
     plainly = copy.deepcopy(student)
     expected = plain_loss(plainly, teacher)
     expected.backward()
