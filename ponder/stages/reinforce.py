@@ -318,7 +318,10 @@ class Reinforcement:
         return bool(has_variance(torch.tensor([self._weighted(group)])))
 
     def _weighted(self, group: Group) -> list[float]:
-        parts = [[self.stage.rewards[name].weight * x for x in values] for name, values in group.rewards.items()]
+        settings = self.stage.rewards  # what the algorithm adds, such as a length penalty, judges nobody
+        parts = [
+            [settings[name].weight * x for x in values] for name, values in group.rewards.items() if name in settings
+        ]
         return [sum(values) for values in zip(*parts, strict=True)] if parts else [0.0] * self.stage.group_size
 
     # --- evaluation, logs, watchdog --------------------------------------------------------------------------------

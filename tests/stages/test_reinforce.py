@@ -454,7 +454,7 @@ def test_a_run_that_goes_dead_is_stopped(go: Go, monkeypatch: pytest.MonkeyPatch
     """After `patience` steps, and not before."""
     monkeypatch.setattr(reinforce, "judge", verdict_by_parity)
 
-    def pays(contexts: Sequence[RewardContext], rewards: Any) -> dict[str, list[float]]:
+    def pays(contexts: Sequence[RewardContext], rewards: Any, models: object = None) -> dict[str, list[float]]:
         return {"random": [float(c.step >= 1 or c.sample % 2) for c in contexts]}
 
     monkeypatch.setattr(reinforce, "score_rollouts", pays)
@@ -476,7 +476,7 @@ def share_of_ones(folder: Path) -> float:
     return float(probabilities[begins].sum())
 
 
-def pay_ones(contexts: Sequence[RewardContext], rewards: Any) -> dict[str, list[float]]:
+def pay_ones(contexts: Sequence[RewardContext], rewards: Any, models: object = None) -> dict[str, list[float]]:
     return {"random": [float(context.text.startswith("1")) for context in contexts]}
 
 

@@ -15,9 +15,11 @@ from ponder.errors import RefusedError, UsageError
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.model.folder import save_folder
+from ponder.model.parser import split_thinking
 from ponder.model.tokenizer import Tokenizer
 from ponder.progress import Reporter
 from ponder.recipe import load_recipe
+from ponder.rollout.base import Completion
 from ponder.run import RunFolder, StageContext
 from ponder.stages import sample
 from ponder.store.datasets import Example, read_card, read_rows
@@ -134,6 +136,21 @@ def test_problems_differ_and_are_of_the_train_split(tmp_path: Path, settings: Se
     assert {split_of(p) for p in problems} == {"train"}
 
 
+def test_what_was_cut_is_not_finished_however_well_formed(tmp_path: Path, settings: Settings) -> None:
+    context = open_context(tmp_path / "run", settings)
+    curation = sample.Curation(context.recipe.stages["data"], context)  # type: ignore[arg-type]
+    context.close()
+    for text, reason, finished in (
+        ("<think>a</think><answer>5</answer>", "stop", True),
+        ("<think>a</think><answer>5</answer>", "length", False),
+        ("<think>a</think> 5", "stop", True),
+        ("5", "stop", False),
+    ):
+        completion = Completion([1], [0.0], reason)  # type: ignore[arg-type]
+        rollout = sample.Rollout(curation.problems[0], "p", 0, text, split_thinking(text), completion, True)
+        assert curation._candidate(rollout).finished is finished
+
+
 class Scripted:
     """An endpoint that answers by a function, and counts what it was asked."""
 
@@ -241,9 +258,12 @@ def test_where_no_rule_serves_a_judge_decides(
     with pytest.raises(UsageError, match="name a `judge`"):
         build(tmp_path / "run", settings)
     settings["judge"] = ENDPOINT
+    settings["sampling"] = {"max_tokens": 2}
     examples, card = build(tmp_path / "judged", settings)
+    reasons = [r.finish_reason for r in RunFolder(tmp_path / "judged").rollouts().iter_rollouts("data")]
+    assert reasons.count("length") > 2
     finished = len(judge.asked)
-    assert finished > 5
+    assert finished == reasons.count("stop") > 5
     assert "reference: null" in judge.asked[0]
     assert card["dropped"]["unjudged"] == finished // 3
     assert len(examples) == -(-finished // 3)
