@@ -91,7 +91,7 @@ class Endpoint:
         stop = threading.Event()
 
         def work() -> None:
-            while not stop.is_set():
+            while True:
                 try:
                     number = waiting.get_nowait()
                 except queue.Empty:
