@@ -28,9 +28,9 @@ setup: $(CORE) ## Make .venv with what Ponder needs (demo, test and the others d
 
 dev: $(DEV) ## Make .venv with what the tests and checks need as well
 
-demo: $(CORE) ## Train R1-Zero from the embedded base model and write its report
-	$(BIN)/ponder run recipes/r1-zero-mini.yaml --set seed=$(SEED)
-	$(BIN)/ponder report runs/r1-zero-mini
+demo: $(CORE) ## Carry the embedded base model through every stage of R1 and write the report
+	$(BIN)/ponder run recipes/r1-mini.yaml --set seed=$(SEED)
+	$(BIN)/ponder report runs/r1-mini
 
 test: $(DEV) ## Run the tests, without those marked slow
 	$(BIN)/python -m pytest -m "not slow"
