@@ -317,7 +317,10 @@ def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str]
 
     try:
         _call_verb(recipe, name, run, threads, reporter)
-    except (KeyboardInterrupt, InterruptedRunError) as error:
+    except InterruptedRunError as error:  # something outside fails, such as an endpoint: the stage says what
+        run.set_record(name, ended("interrupted", str(error)))
+        raise
+    except KeyboardInterrupt as error:
         run.set_record(name, ended("interrupted"))
         raise InterruptedRunError(f"stopped in stage {name!r}: the same command goes on where it was") from error
     except Exception as error:  # whatever it was is recorded, then raised again
