@@ -189,6 +189,8 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
             "inputs": {key: input_hash(recipe, ref, hashes) for key, ref in references(stage).items()},
             "files": _task_files(stage),
         }
+        if isinstance(stage, SampleStage) and stage.decontaminate_ngram:
+            parts |= _benchmark_files(recipe)
         hashes[name] = _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())
     return hashes
 
@@ -240,6 +242,19 @@ def _task_files(stage: Stage) -> dict[str, str]:
             pass
     paths = {name: task.path for name, task in tasks.items() if task.path is not None}
     return {name: fingerprint(Path(path)) if Path(path).exists() else path for name, path in paths.items()}
+
+
+def _benchmark_files(recipe: Recipe) -> dict[str, Any]:
+    """What a data set is kept clean of, where it comes from files or the Hub: other problems make it stale.
+
+    Generated benchmarks are left out: their test split never meets their train split, whatever their settings.
+    """
+    found: dict[str, Any] = {}
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, ReinforceStage | EvaluateStage) and (files := _task_files(stage)):
+            problems = stage.problems if isinstance(stage, EvaluateStage) else stage.evaluation.problems
+            found[f"benchmark {name}"] = [problems, files]
+    return found
 
 
 def _digest(data: bytes) -> str:

@@ -423,6 +423,25 @@ def test_weights_inside_the_package_count(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(before[name] != value for name, value in stage_hashes(make_recipe()).items())
 
 
+def test_a_data_set_is_stale_when_a_benchmark_from_a_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "benchmark.jsonl"
+
+    def hashes(text: str, **table: Any) -> dict[str, str]:
+        file.write_text(text)
+        stages = {
+            "data": {"verb": "sample", "model": "mini", "tasks": {"countdown": {}}},
+            "student": {"verb": "fine_tune", "model": "mini", "data": ["data"], "epochs": 1},
+            "table": {"verb": "evaluate", "models": ["student"], "tasks": {"countdown": {}}, **table},
+        }
+        return stage_hashes(load_recipe({"name": "r", "stages": stages}))
+
+    plain = hashes("")
+    assert hashes("", problems=7)["data"] == plain["data"]  # generated: its splits never meet
+    one, other = (hashes(text, tasks={"file": {"path": str(file)}}) for text in ("one", "other"))
+    assert len({plain["data"], one["data"], other["data"]}) == 3
+    assert one["student"] != other["student"]
+
+
 # --- recipes by name ---------------------------------------------------------------------------------------------
 
 

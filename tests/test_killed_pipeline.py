@@ -1,0 +1,157 @@
+"""kill -9 in every kind of stage, again and again: the run ends in the same bytes as one that was never broken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ponder.model.config import DecoderConfig
+from ponder.model.decoder import Decoder
+from ponder.model.folder import save_folder
+from ponder.model.tokenizer import Tokenizer
+from ponder.pipeline import run_recipe
+from ponder.run import RunFolder
+
+KILLED_AFTER = (2, 3, 5, 4, 6, 3, 7, 4, 5, 6)
+"""Renames of finished files after which a process kills itself, start after start; then it is left alone."""
+
+RUNNER = """
+import os, signal, sys
+
+rename, limit, seen = os.replace, int(sys.argv[3]), 0
+
+def counted(*names, **options):
+    global seen
+    rename(*names, **options)
+    seen += 1
+    if seen == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = counted
+from ponder.pipeline import run_recipe
+run_recipe(sys.argv[1], run_dir=sys.argv[2], quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five verbs on a random model of one layer, which ends a third of its replies at each token."""
+    folder = tmp_path_factory.mktemp("killed")
+    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
+    config = DecoderConfig("llama", tokenizer.vocab_size, 16, 32, 1, 2, 1, 8, 512, eos_ids=tokenizer.eos_ids)
+    decoder = Decoder(config)
+    decoder.initialise(0)
+    save_folder(folder / "model", decoder, tokenizer)
+    tasks = {"arithmetic": {"difficulty": 2}}
+    short = {"max_tokens": 12}
+    stages: dict[str, dict[str, Any]] = {
+        "data": {
+            "verb": "sample",
+            "model": str(folder / "model"),
+            "template": "mini",
+            "tasks": tasks,
+            "problems": 6,
+            "samples": 2,
+            "sampling": short,
+            "keep": {"correct": False, "finished": False},
+            "sources": {"mini-world": {"rows": 12, "tasks": {"general": {}}}},
+            "checkpoint_every": 2,
+        },
+        "tuned": {
+            "verb": "fine_tune",
+            "model": str(folder / "model"),
+            "template": "mini",
+            "data": ["data"],
+            "epochs": 2,
+            "tokens_per_step": 512,
+            "context": 512,
+            "min_stop_rate": 0,
+            "checkpoint_every": 2,
+        },
+        "helpful": {
+            "verb": "train_reward",
+            "model": str(folder / "model"),
+            "template": "mini",
+            "data": ["mini-world"],
+            "rows": 40,
+            "rows_per_step": 8,
+            "checkpoint_every": 2,
+        },
+        "taught": {
+            "verb": "fine_tune",
+            "model": str(folder / "model"),
+            "template": "mini",
+            "on_policy": {
+                "teacher": "tuned",
+                "tasks": tasks,
+                "prompts_per_step": 2,
+                "samples": 2,
+                "sampling": short,
+            },
+            "steps": 4,
+            "checkpoint_every": 2,
+        },
+        "reinforced": {
+            "verb": "reinforce",
+            "model": "tuned",
+            "template": "mini",
+            "tasks": {**tasks, "general": {"from_step": 2}},
+            "rewards": {"random": 1, "helpful": {"model": "helpful", "tasks": ["general"], "from_step": 2}},
+            "steps": 4,
+            "prompts_per_step": 2,
+            "group_size": 4,
+            "sampling": short,
+            "evaluation": {"every": 2, "problems": 4, "samples": 2},
+            "watchdog": {"enabled": False, "preflight_prompts": 0},
+            "checkpoint_every": 1,
+        },
+        "table": {
+            "verb": "evaluate",
+            "models": ["tuned", "reinforced"],
+            "template": "mini",
+            "tasks": tasks,
+            "problems": 4,
+            "samples": 2,
+            "sampling": short,
+        },
+    }
+    path = folder / "all-verbs.yaml"
+    path.write_text(yaml.safe_dump({"name": "all-verbs", "threads": 1, "stages": stages}))
+    return path
+
+
+def results(run: Path) -> dict[str, str]:
+    """What a run leaves for others, by file: weights, data, samples, and the rows of its evaluations."""
+    files = [
+        file
+        for stage in sorted((run / "stages").iterdir())
+        for part in ("model", "data", "samples")
+        for file in sorted((stage / part).rglob("*"))
+        if file.is_file()
+    ]
+    found = {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    found["evaluations"] = json.dumps(RunFolder(run).evaluations(), sort_keys=True)
+    return found
+
+
+def test_killed_in_every_kind_of_stage_it_ends_in_the_same_bytes(recipe: Path, tmp_path: Path) -> None:
+    run_recipe(recipe, run_dir=tmp_path / "unbroken", quiet=True)
+    killed_in = []
+    for limit in (*KILLED_AFTER, 0):
+        command = [sys.executable, "-c", RUNNER, str(recipe), str(tmp_path / "killed"), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        records = RunFolder(tmp_path / "killed").manifest().stages
+        killed_in += [name for name, record in records.items() if record.state == "running"]
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert len(set(killed_in)) >= 4, f"killed in {killed_in} alone"
+    assert results(tmp_path / "killed") == results(tmp_path / "unbroken")
