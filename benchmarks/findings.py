@@ -166,7 +166,7 @@ def stages(runs: Sequence[Run]) -> Finding:
 def hacking(runs: Sequence[Run]) -> Finding:
     header = ["", "helpful reward, first steps", "last steps", "general, pass@1", "countdown", "parentheses", "alarms"]
     rows = []
-    for stage, name in (("last_part", "in the last quarter, as R1"), ("left_on", "left on, for every prompt")):
+    for stage, name in (("last_part", "in the last fifth, as R1"), ("left_on", "left on, for every prompt")):
         rewards = [run.training(stage, "reward/helpful") for run in runs]
         ends = [run.heldout(stage) for run in runs]
         rows.append(
