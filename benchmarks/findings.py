@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measure import REPOSITORY, save, table
+from measure import REPOSITORY, save
 
 from ponder.run import RunFolder
 from ponder.store.files import read_json
@@ -90,6 +90,12 @@ def spread(values: Iterable[float | None], digits: int = 2) -> str:
     if not known:
         return "-"
     return f"{fmean(known):.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f})"
+
+
+def markdown(header: list[str], rows: Rows) -> str:
+    """A table as docs/findings.md holds it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def rl_alone(runs: Sequence[Run]) -> Finding:
@@ -200,10 +206,11 @@ def distil_or_rl(runs: Sequence[Run]) -> Finding:
 
 def pass_at_k(runs: Sequence[Run]) -> Finding:
     ks = (1, 2, 4, 8, 16, 32, 64)
-    rows = [
-        [model, *(spread([run.cell(model, "countdown", f"accuracy/pass@{k}", "pass_at_k") for run in runs]) for k in ks)]
-        for model in ("mini", "zero", "r1")
-    ]
+
+    def cell(model: str, k: int) -> str:
+        return spread([run.cell(model, "countdown", f"accuracy/pass@{k}", "pass_at_k") for run in runs])
+
+    rows = [[model, *(cell(model, k) for k in ks)] for model in ("mini", "zero", "r1")]
     return "pass@k on countdown", ["model", *(f"k = {k}" for k in ks)], rows
 
 
@@ -248,7 +255,8 @@ def main() -> None:
                 runs.append(Run(folder, seed))
         for finding in FINDINGS[recipe] if runs else ():
             title, header, rows = finding(runs)
-            print(f"\n## {title}\n\n{len(runs)} seeds, mean (lowest to highest)\n\n{table(header, rows)}")
+            seeds = ", ".join(str(run.seed) for run in runs)
+            print(f"\n### {title}\n\nSeeds {seeds}: mean (lowest to highest).\n\n{markdown(header, rows)}")
             found[finding.__name__] = {"seeds": [run.seed for run in runs], "header": header, "rows": rows}
     save("findings", options.json, options, found)
 

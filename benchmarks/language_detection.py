@@ -221,9 +221,7 @@ def trace(language: str, number: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--english", nargs="*", default=[], metavar="FILE", help="JSONL files of English problems"
-    )
+    parser.add_argument("--english", nargs="*", default=[], metavar="FILE", help="JSONL files of English problems")
     parser.add_argument("--json", type=Path, help="where to write the numbers (default: benchmarks/results/)")
     options = parser.parse_args()
     errors = measured()

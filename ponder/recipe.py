@@ -427,7 +427,8 @@ class FineTuneStage(Settings):
     """Longest sequence of the new model, in tokens, where `model` allows fewer than `context`: Qwen2.5-Math allows
     4,096. The frequencies of its rotary positions stay."""
     data: tuple[str, ...] = ()
-    """`mini-world` (text that Ponder generates, alone), or `sample` stages and the `data/` folders that such have left."""
+    """`mini-world` (text that Ponder generates, alone), or `sample` stages, their `data/` folders, and files of
+    examples (JSONL or Parquet)."""
     data_options: dict[str, Any] = {}
     """Passed to the text generator; its `seed`, where not given, follows from the recipe's."""
     on_policy: OnPolicySettings | None = None

@@ -46,6 +46,35 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained model of one layer; a third of all tokens end its replies, as it hits one rarely."""
+    from ponder.model.config import DecoderConfig
+    from ponder.model.decoder import Decoder
+    from ponder.model.folder import save_folder
+    from ponder.model.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
+    config = DecoderConfig(
+        family="llama",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        max_positions=512,
+        eos_ids=tokenizer.eos_ids,
+    )
+    decoder = Decoder(config)
+    decoder.initialise(0)
+    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
+    folder = tmp_path_factory.mktemp("models") / "tiny model"
+    save_folder(folder, decoder, tokenizer)
+    return folder
+
+
 def forbidden_skip(report: pytest.TestReport | pytest.CollectReport) -> str | None:
     """The reason of a skip that may not happen here, or None."""
     in_ci = os.environ.get("PONDER_CI") or os.environ.get("CI")

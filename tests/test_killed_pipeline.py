@@ -12,10 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder
-from ponder.model.folder import save_folder
-from ponder.model.tokenizer import Tokenizer
 from ponder.pipeline import run_recipe
 from ponder.run import RunFolder
 
@@ -40,21 +36,15 @@ run_recipe(sys.argv[1], run_dir=sys.argv[2], quiet=True)
 """
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All five verbs on a random model of one layer, which ends a third of its replies at each token."""
-    folder = tmp_path_factory.mktemp("killed")
-    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
-    config = DecoderConfig("llama", tokenizer.vocab_size, 16, 32, 1, 2, 1, 8, 512, eos_ids=tokenizer.eos_ids)
-    decoder = Decoder(config)
-    decoder.initialise(0)
-    save_folder(folder / "model", decoder, tokenizer)
+@pytest.fixture
+def recipe(tiny_model: Path, tmp_path: Path) -> Path:
+    """All five verbs."""
     tasks = {"arithmetic": {"difficulty": 2}}
     short = {"max_tokens": 12}
     stages: dict[str, dict[str, Any]] = {
         "data": {
             "verb": "sample",
-            "model": str(folder / "model"),
+            "model": str(tiny_model),
             "template": "mini",
             "tasks": tasks,
             "problems": 6,
@@ -66,7 +56,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "tuned": {
             "verb": "fine_tune",
-            "model": str(folder / "model"),
+            "model": str(tiny_model),
             "template": "mini",
             "data": ["data"],
             "epochs": 2,
@@ -77,7 +67,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "helpful": {
             "verb": "train_reward",
-            "model": str(folder / "model"),
+            "model": str(tiny_model),
             "template": "mini",
             "data": ["mini-world"],
             "rows": 40,
@@ -86,7 +76,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "taught": {
             "verb": "fine_tune",
-            "model": str(folder / "model"),
+            "model": str(tiny_model),
             "template": "mini",
             "on_policy": {
                 "teacher": "tuned",
@@ -122,7 +112,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sampling": short,
         },
     }
-    path = folder / "all-verbs.yaml"
+    path = tmp_path / "all-verbs.yaml"
     path.write_text(yaml.safe_dump({"name": "all-verbs", "threads": 1, "stages": stages}))
     return path
 

@@ -39,7 +39,10 @@ def test_mistyped_names_and_paths_are_not_asked_for_on_the_network(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for reference in ("minni", "runs/zero", "./zero/model", "/nowhere/at/all", "models/m.gguf", "a/b/c", "~/nothing"):
-        with pytest.raises(BrokenInputError, match=r"there is no model .*: give mini, mini-qwen, mini-llama, smollm2-135m, a Hugging Face"):
+        with pytest.raises(
+            BrokenInputError,
+            match=r"there is no model .*: give mini, mini-qwen, mini-llama, smollm2",
+        ):
             resolve(reference)
 
 

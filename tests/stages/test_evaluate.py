@@ -10,11 +10,7 @@ import pytest
 from ponder.errors import UsageError
 from ponder.evaluation.heldout import HeldOutResult, JudgedProblem
 from ponder.evaluation.metrics import pass_at_1
-from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder
-from ponder.model.folder import save_folder
 from ponder.model.parser import split_thinking
-from ponder.model.tokenizer import Tokenizer
 from ponder.progress import Reporter
 from ponder.recipe import EvaluateStage, Recipe, load_recipe
 from ponder.rewards import is_finished
@@ -26,30 +22,6 @@ from ponder.tasks import get_task
 from ponder.tasks.base import Problem, Verdict, split_of
 
 PROBLEMS, SAMPLES = 5, 4
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_positions=512,
-        eos_ids=tokenizer.eos_ids,
-    )
-    decoder = Decoder(config)
-    decoder.initialise(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny model"
-    # an untrained model hits any one token rarely: a third of all tokens end its replies
-    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
-    save_folder(folder, decoder, tokenizer)
-    return folder
 
 
 def recipe(folder: Path, models: int = 1) -> Recipe:
@@ -66,9 +38,9 @@ def recipe(folder: Path, models: int = 1) -> Recipe:
 
 
 @pytest.fixture
-def context(tmp_path: Path, model_folder: Path) -> Iterator[StageContext]:
+def context(tmp_path: Path, tiny_model: Path) -> Iterator[StageContext]:
     run = RunFolder(tmp_path / "run")
-    loaded = recipe(model_folder)
+    loaded = recipe(tiny_model)
     with run.lock():
         run.prepare(loaded)
         context = StageContext.open(loaded, "table", run, Reporter("table", quiet=True))
@@ -87,7 +59,7 @@ def samples_of(context: StageContext, row: dict[str, Any]) -> list[dict[str, Any
     return [json.loads(line) for line in lines]
 
 
-def test_a_row_says_how_its_number_was_made(context: StageContext, model_folder: Path) -> None:
+def test_a_row_says_how_its_number_was_made(context: StageContext, tiny_model: Path) -> None:
     run_stage(stage_of(context), context)
     rows = context.run.evaluations()
     assert {row["benchmark"] for row in rows} == {"countdown", "arithmetic"}
@@ -102,7 +74,7 @@ def test_a_row_says_how_its_number_was_made(context: StageContext, model_folder:
     ):
         assert metric in metrics
     (row,) = (r for r in rows if (r["benchmark"], r["metric"]) == ("countdown", "accuracy/pass@1"))
-    assert row["model"] == str(model_folder)
+    assert row["model"] == str(tiny_model)
     assert (row["k"], row["problems"], row["seed"], row["engine"]) == (SAMPLES, PROBLEMS, context.seed, "native")
     assert (row["temperature"], row["top_p"], row["top_k"], row["max_tokens"]) == (1.0, 0.9, 0, 12)
     assert (row["template"], len(row["template_hash"])) == ("mini", 16)
@@ -111,7 +83,7 @@ def test_a_row_says_how_its_number_was_made(context: StageContext, model_folder:
 
 
 def test_the_samples_bear_the_numbers_out(
-    context: StageContext, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged again from the file alone, the samples give the value in the row."""
     judge = lambda self, answer, problem: Verdict(len(answer) % 2 == 0, answer, "")  # noqa: E731
@@ -140,7 +112,7 @@ def _countdown_content(sample: dict[str, Any]) -> str:
 
 
 def test_a_stopped_stage_goes_on_where_it_was(
-    context: StageContext, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = evaluate.evaluate_problems
     asked: list[str] = []
@@ -161,10 +133,10 @@ def test_a_stopped_stage_goes_on_where_it_was(
     assert [line["step"] for line in context.run.metrics("table")] == [1, 2]
 
 
-def test_every_model_answers_the_same_problems_from_the_same_streams(tmp_path: Path, model_folder: Path) -> None:
+def test_every_model_answers_the_same_problems_from_the_same_streams(tmp_path: Path, tiny_model: Path) -> None:
     """The same weights under two names give the same samples."""
     run = RunFolder(tmp_path / "two")
-    loaded = recipe(model_folder, models=2)
+    loaded = recipe(tiny_model, models=2)
     with run.lock():
         run.prepare(loaded)
         context = StageContext.open(loaded, "table", run, Reporter("table", quiet=True))
@@ -196,9 +168,9 @@ def test_pass_at_k_is_estimated_for_powers_of_two() -> None:
     }
 
 
-def test_a_model_may_have_a_template_of_its_own(context: StageContext, model_folder: Path) -> None:
+def test_a_model_may_have_a_template_of_its_own(context: StageContext, tiny_model: Path) -> None:
     stage = stage_of(context)
-    own = stage.model_copy(update={"templates": {str(model_folder): "Q: {prompt}\nA:"}})
+    own = stage.model_copy(update={"templates": {str(tiny_model): "Q: {prompt}\nA:"}})
     run_stage(own, context)
     rows = context.run.evaluations()
     assert {row["template"] for row in rows} == {"Q: {prompt}\nA:"}
@@ -209,7 +181,7 @@ def test_a_model_may_have_a_template_of_its_own(context: StageContext, model_fol
 
 
 def test_the_tables_are_printed_and_the_cost_is_logged(
-    context: StageContext, model_folder: Path, capsys: pytest.CaptureFixture[str]
+    context: StageContext, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context.reporter = Reporter("table")
     run_stage(stage_of(context), context)

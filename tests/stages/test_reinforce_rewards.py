@@ -10,10 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ponder.errors import UsageError
-from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder
-from ponder.model.folder import save_folder
-from ponder.model.tokenizer import Tokenizer
 from ponder.pipeline import run_pipeline
 from ponder.recipe import Recipe, RewardSettings, load_recipe
 from ponder.rewards import applies
@@ -31,18 +27,6 @@ class LikesLength:
     def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
         self.asked += zip(prompts, replies, strict=True)
         return [float(len(reply)) for reply in replies]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
-    config = DecoderConfig("llama", tokenizer.vocab_size, 16, 32, 1, 2, 1, 8, 256, eos_ids=tokenizer.eos_ids)
-    decoder = Decoder(config)
-    decoder.initialise(0)
-    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_folder(folder, decoder, tokenizer)
-    return folder
 
 
 def make_recipe(model: Path, **changes: Any) -> Recipe:
@@ -67,10 +51,10 @@ def make_recipe(model: Path, **changes: Any) -> Recipe:
 
 
 @pytest.fixture
-def rollouts(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[RolloutRow]:
+def rollouts(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[RolloutRow]:
     judge = LikesLength()
     monkeypatch.setattr(Reinforcement, "_load_reward_models", lambda self: {"helpful": judge, "second": judge})
-    run_pipeline(make_recipe(model_folder), tmp_path / "run", quiet=True)
+    run_pipeline(make_recipe(tiny_model), tmp_path / "run", quiet=True)
     return list(RunFolder(tmp_path / "run").rollouts().iter_rollouts("r1", split="train"))
 
 
@@ -106,12 +90,12 @@ def test_what_is_only_watched_and_what_is_not_for_a_task_moves_nothing(rollouts:
 
 
 def test_metrics_average_a_reward_over_those_that_get_it(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         Reinforcement, "_load_reward_models", lambda self: dict.fromkeys(("helpful", "second"), LikesLength())
     )
-    run_pipeline(make_recipe(model_folder), tmp_path / "run", quiet=True)
+    run_pipeline(make_recipe(tiny_model), tmp_path / "run", quiet=True)
     run = RunFolder(tmp_path / "run")
     last = run.metrics("r1")[-1]
     rows = [
@@ -129,13 +113,13 @@ def test_a_reward_applies_from_its_step_on_and_to_its_tasks(step: int, begin: in
     assert applies(only_general, task, step) == (step >= begin and task == "general:zh")
 
 
-def test_the_recipe_refuses_rewards_for_unknown_tasks_and_no_task_at_first(model_folder: Path) -> None:
+def test_the_recipe_refuses_rewards_for_unknown_tasks_and_no_task_at_first(tiny_model: Path) -> None:
     with pytest.raises(UsageError, match="'nothing', which is none of the tasks"):
-        make_recipe(model_folder, rewards={"random": {"tasks": ["nothing"]}})
+        make_recipe(tiny_model, rewards={"random": {"tasks": ["nothing"]}})
     with pytest.raises(UsageError, match="from_step"):
-        make_recipe(model_folder, tasks={"arithmetic": {"from_step": 2}})
+        make_recipe(tiny_model, tasks={"arithmetic": {"from_step": 2}})
 
 
-def test_a_text_stands_for_a_reward_model(model_folder: Path) -> None:
-    stage = make_recipe(model_folder, rewards={"helpful": "judge", "random": 0.5}).stages["r1"]
+def test_a_text_stands_for_a_reward_model(tiny_model: Path) -> None:
+    stage = make_recipe(tiny_model, rewards={"helpful": "judge", "random": 0.5}).stages["r1"]
     assert stage.rewards == {"helpful": RewardSettings(model="judge"), "random": RewardSettings(weight=0.5)}  # type: ignore[union-attr]

@@ -12,11 +12,7 @@ import pytest
 
 from ponder.curation.endpoint import Messages, Progress
 from ponder.errors import RefusedError, UsageError
-from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder
-from ponder.model.folder import save_folder
 from ponder.model.parser import split_thinking
-from ponder.model.tokenizer import Tokenizer
 from ponder.progress import Reporter
 from ponder.recipe import load_recipe
 from ponder.rollout.base import Completion
@@ -28,30 +24,6 @@ from ponder.tasks import get_task
 from ponder.tasks.base import Verdict, split_of
 
 PROBLEMS, SAMPLES, CHUNK = 6, 3, 2
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model; a third of all tokens end its replies."""
-    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_positions=512,
-        eos_ids=tokenizer.eos_ids,
-    )
-    decoder = Decoder(config)
-    decoder.initialise(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
-    save_folder(folder, decoder, tokenizer)
-    return folder
 
 
 @pytest.fixture
@@ -68,10 +40,10 @@ Settings = dict[str, Any]
 
 
 @pytest.fixture
-def settings(model_folder: Path) -> Settings:
+def settings(tiny_model: Path) -> Settings:
     return {
         "verb": "sample",
-        "model": str(model_folder),
+        "model": str(tiny_model),
         "template": "mini",
         "tasks": {"countdown": {"languages": ["en", "zh"]}},
         "problems": PROBLEMS,

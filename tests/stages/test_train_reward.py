@@ -137,7 +137,10 @@ def test_what_it_leaves(go: Go) -> None:
     done = go(epochs=2)
     trained = [line for line in done.lines if "loss/train" in line]
     model, samples = done.load(), done.samples()
-    assert len(trained) == -(-2 * (60 - len(samples)) // 8)
+    counts = {name: done.lines[0][f"data/{name}"] for name in ("examples", "heldout", "left_out")}
+    assert counts["heldout"] == len(samples)
+    assert sum(counts.values()) == 60
+    assert len(trained) == -(-2 * counts["examples"] // 8)
     assert {"accuracy/train", "grad/norm", "optimizer/lr", "tokens/trained"} <= trained[0].keys()
     raw = torch.tensor([s[side] for s in samples for side in ("chosen_score", "rejected_score")], dtype=torch.float64)
     assert model.norm.mean == pytest.approx(float(raw.mean()))
