@@ -109,7 +109,7 @@ class RewardTraining:
         self._resume()
         self.context.reporter.begin(self.steps, done=self.step)
         if not self.step:
-            self.context.reporter.note(self._data_text())
+            self._describe_data()
         while self.step < self.steps:
             self._train()
             if self.step == self.steps:
@@ -183,13 +183,15 @@ class RewardTraining:
         self.context.metrics.write(self.step, metrics)
         self.context.reporter.step(self.step, {name: metrics[name] for name in ("loss/train", "accuracy/train")})
 
-    def _data_text(self) -> str:
+    def _describe_data(self) -> None:
+        counts = {"data/examples": len(self.training), "data/heldout": len(self.held_out)}
+        self.context.metrics.write(0, counts | {"data/left_out": self.left_out.total()})
         text = f"{len(self.training)} rows to train on, {len(self.held_out)} held out{_reasons(self.left_out)}"
         if self.stage.kind == "pairwise":
             pairs = [case.example.replies for case in (*self.training, *self.held_out)]
             chosen, rejected = (fmean(_length(pair[side]) for pair in pairs) for side in (0, 1))
             text += f"; what is scored has {chosen:.0f} tokens where chosen, {rejected:.0f} where rejected"
-        return text
+        self.context.reporter.note(text)
 
     # --- what was held out -------------------------------------------------------------------------------------------
 
