@@ -89,7 +89,8 @@ def spread(values: Iterable[float | None], digits: int = 2) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    return f"{fmean(known):.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f})"
+    mean = f"{fmean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.{digits}f} to {max(known):.{digits}f})"
 
 
 def markdown(header: list[str], rows: Rows) -> str:
