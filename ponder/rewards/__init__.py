@@ -70,7 +70,7 @@ def score_rollouts(
     scores: dict[str, list[float]] = {}
     for name, settings in rewards.items():
         if models is not None and name in models:
-            scores[name] = models[name].score_replies([c.problem.prompt for c in contexts], [c.text for c in contexts])
+            scores[name] = models[name].score_replies([c.problem.prompt for c in contexts], [c.reply for c in contexts])
         else:
             function = get_reward(name, settings.options)
             scores[name] = [function(context) for context in contexts]

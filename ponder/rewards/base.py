@@ -34,6 +34,13 @@ class RewardContext:
     sample: int = 0
     """Number of the sample in its group."""
     seed: int = 0
+    prompt_tail: str = ""
+    """The block of thinking that the prompt opened or left empty, if it did."""
+
+    @property
+    def reply(self) -> str:
+        """The whole reply: what the prompt began, and the completion."""
+        return self.prompt_tail + self.text
 
     @property
     def finished(self) -> bool:

@@ -34,6 +34,7 @@ from ponder.model.decoder import Decoder
 from ponder.model.folder import save_folder
 from ponder.model.load import load_model
 from ponder.model.parser import Split, prompt_tail, split_thinking
+from ponder.model.reward_model import load_reward_model
 from ponder.model.templates import render
 from ponder.recipe import ReinforceStage
 from ponder.rewards import RewardContext, RewardModel, applies, judge, score_rollouts
@@ -213,6 +214,7 @@ class Reinforcement:
                 step=self.step,
                 sample=sample,
                 seed=self.context.seed,
+                prompt_tail=prompt_tail(group.prompt),
             )
             for sample, (text, split, completion, verdict) in enumerate(
                 zip(group.texts, group.splits, group.completions, group.verdicts, strict=True)
@@ -268,8 +270,6 @@ class Reinforcement:
         return updates
 
     def _load_reward_models(self) -> dict[str, RewardModel]:
-        from ponder.model.reward_model import load_reward_model
-
         return {
             name: load_reward_model(self.context.model_source(settings.model))
             for name, settings in self.stage.rewards.items()

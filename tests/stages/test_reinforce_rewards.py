@@ -89,6 +89,17 @@ def test_what_is_only_watched_and_what_is_not_for_a_task_moves_nothing(rollouts:
         assert longest.advantage is not None and longest.advantage >= 0
 
 
+def test_a_reward_model_sees_the_block_that_the_prompt_opened(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = LikesLength()
+    monkeypatch.setattr(Reinforcement, "_load_reward_models", lambda self: {"helpful": judge, "second": judge})
+    run_pipeline(make_recipe(tiny_model, template="Q: {prompt} A: <think>"), tmp_path / "run", quiet=True)
+    assert judge.asked
+    assert all(reply.startswith("<think>") for _, reply in judge.asked)
+    assert not any("Q: " in prompt for prompt, _ in judge.asked)
+
+
 def test_metrics_average_a_reward_over_those_that_get_it(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
