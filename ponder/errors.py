@@ -33,3 +33,10 @@ class InterruptedRunError(PonderError):
     """The run was stopped, and the same command goes on where it was. Exit code 5."""
 
     exit_code = 5
+
+
+class LostWorkersError(InterruptedRunError):
+    """Processes of a cluster died or fell silent, and what they held is gone; a checkpoint has the rest. Exit code 5.
+
+    A stage goes back to its checkpoint and on from there, until it has done so `cluster.max_restarts` times.
+    """

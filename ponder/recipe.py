@@ -5,7 +5,7 @@ the nearest valid key. Settings are overridden on the command line by path: `--s
 
 Sources: [R1] DeepSeek-R1, arXiv 2501.12948v2; [DSM] DeepSeekMath, 2402.03300; [DAPO] 2503.14476;
 [Dr] Dr. GRPO, 2503.20783; [GSPO] 2507.18071; [CISPO] MiniMax-M1, 2506.13585; [TIS] truncated importance sampling,
-Yao et al. 2025; [GDPO] 2601.05242.
+Yao et al. 2025; [GDPO] 2601.05242; [LoRA] 2106.09685; [QLoRA] 2305.14314; [AReaL] 2505.24298; [PipelineRL] 2509.19128.
 """
 
 from __future__ import annotations
@@ -187,8 +187,9 @@ class KlSettings(Settings):
 class ImportanceSettings(Settings):
     """Correction for a sampler whose probabilities differ from the trainer's."""
 
-    mode: Literal["none", "token_truncate", "sequence_truncate", "token_mask", "sequence_mask"] = "none"
-    """Truncate [TIS] or mask the weights pi_train / pi_sampler, a token or a sequence at a time."""
+    mode: Literal["auto", "none", "token_truncate", "sequence_truncate", "token_mask", "sequence_mask"] = "auto"
+    """Truncate [TIS] or mask the weights pi_train / pi_sampler, a token or a sequence at a time. `auto` truncates by
+    token wherever the sampler is not the trainer, and does nothing where one process is both."""
     cap: float = Field(2.0, gt=0)
     """Upper bound of the weight."""
     floor: float = Field(0.5, ge=0)
@@ -222,6 +223,19 @@ class AlgorithmSettings(Settings):
     """Linear penalty from 0 to -1 over the last so many tokens before max_tokens [DAPO Eq. 13]; 0 is off."""
     dynamic_sampling_retries: int = Field(0, ge=0)
     """Draw new prompts in place of groups without variance, at most so many times a step [DAPO]; 0 is off."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters beside frozen weights [LoRA]; they are merged into the model that the stage leaves."""
+
+    rank: int = Field(16, ge=1)
+    """Inner width r of each adapter."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+    targets: tuple[Literal["qkv", "out", "gate_up", "down"], ...] = ("qkv", "out", "gate_up", "down")
+    """Matrices of each block that get an adapter."""
+    quantise: Literal["none", "nf4"] = "none"
+    """How the frozen weights are kept: as they are, or in 4-bit NormalFloat [QLoRA], which needs bitsandbytes."""
 
 
 class OptimizerSettings(Settings):
@@ -330,6 +344,8 @@ class ReinforceStage(Settings):
     sampling: SamplingSettings = SamplingSettings()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    lora: LoraSettings | None = None
+    """Train adapters only; None trains every weight, as R1 did."""
     evaluation: EvaluationSettings = EvaluationSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     tokens_per_micro_batch: int = Field(8192, ge=64)
@@ -462,6 +478,8 @@ class FineTuneStage(Settings):
     tokens_per_micro_batch: int = Field(4096, ge=64)
     """Packing budget of one forward and backward pass, in tokens: lower it when memory is short."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, schedule="cosine", warmup_steps=50)
+    lora: LoraSettings | None = None
+    """Train adapters only; None trains every weight, as R1 did."""
     min_stop_rate: float = Field(0.9, ge=0, le=1)
     """After training on examples, the smallest share of sampled replies that end by themselves; 0 skips the gate."""
     checkpoint_every: int = Field(200, ge=1)
@@ -615,6 +633,99 @@ class JudgingSettings(Settings):
     """The same on the clock: for a program that sleeps through all its tests."""
 
 
+class VllmSettings(Settings):
+    """vLLM, in an environment of its own."""
+
+    python: str = ".venv-vllm/bin/python"
+    """The interpreter of that environment, on every node that holds a rollout worker (`make vllm` makes one)."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Devices that share one copy of the model."""
+    memory_share: float = Field(0.85, gt=0, le=1)
+    """Share of a device's memory that vLLM takes."""
+    options: dict[str, Any] = {}
+    """Passed to vLLM's engine as they are."""
+
+
+class RolloutWorkersSettings(Settings):
+    """Who samples: processes that each hold a whole copy of the model."""
+
+    engine: Literal["native", "vllm"] = "native"
+    """Ponder's own engine, or vLLM."""
+    workers: int = Field(1, ge=1)
+    """How many there are."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs that Ray reserves for each; 0 computes on the CPU."""
+    cpus: float = Field(1.0, ge=0)
+    """CPU cores that Ray reserves for each."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
+    vllm: VllmSettings = VllmSettings()
+
+
+class TrainerRanksSettings(Settings):
+    """Who updates: ranks of torch.distributed."""
+
+    ranks: int = Field(1, ge=1)
+    """How many there are. A checkpoint resumes on another number of them."""
+    sharding: Literal["fsdp2", "ddp"] = "fsdp2"
+    """Weights, gradients and moments in shards, or whole on every rank."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs that Ray reserves for each; 0 computes on the CPU with gloo."""
+    cpus: float = Field(1.0, ge=0)
+    """CPU cores that Ray reserves for each."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
+
+
+class DeadlineSettings(Settings):
+    """Seconds that one part of a cluster waits for another before it takes it for lost."""
+
+    start_s: float = Field(600.0, gt=0)
+    """Until a worker has started and holds the model."""
+    silent_s: float = Field(60.0, gt=0)
+    """Between two signs of life of a rollout worker that has work."""
+    rollout_s: float = Field(3600.0, gt=0)
+    """For one batch of rollouts on one worker."""
+    update_s: float = Field(3600.0, gt=0)
+    """For one step of the trainers, and for each exchange between their ranks."""
+    weights_s: float = Field(600.0, gt=0)
+    """Until new weights have reached the rollout workers, or a checkpoint is written."""
+
+
+class ClusterSettings(Settings):
+    """Where a recipe computes; a text stands for `kind`."""
+
+    kind: Literal["local", "ray"] = "local"
+    """This process alone, or rollout workers and trainers on a Ray cluster."""
+    address: str | None = None
+    """Ray's head: None starts Ray on this machine for this run, `auto` joins the one that runs here, or host:port."""
+    rollout: RolloutWorkersSettings = RolloutWorkersSettings()
+    trainer: TrainerRanksSettings = TrainerRanksSettings()
+    reward_models: Literal["shared", "separate"] = "shared"
+    """In the driver's process, or each in a worker of its own."""
+    schedule: Literal["synchronous", "one_step_behind", "asynchronous"] = "synchronous"
+    """Sample and update in turn; sample the next batch while this one trains; or never wait: new weights reach the
+    workers between two tokens, and a rollout goes on under them [AReaL, PipelineRL]."""
+    max_staleness: int = Field(1, ge=1)
+    """`asynchronous` only: updates that a rollout's oldest token may lie behind the policy that learns from it [AReaL].
+    """
+    max_restarts: int = Field(100, ge=0)
+    """Lost workers and trainers that one start of a stage replaces before it stops (the same command goes on)."""
+    deadlines: DeadlineSettings = DeadlineSettings()
+
+    def what_counts(self) -> dict[str, Any]:
+        """The settings that a result depends on, where they are not the defaults."""
+        apart = {
+            "address": True,
+            "reward_models": True,
+            "max_restarts": True,
+            "deadlines": True,
+            "rollout": {"gpus", "cpus", "vllm"},
+            "trainer": {"gpus", "cpus"},
+        }
+        return {} if self.kind == "local" else self.model_dump(mode="json", exclude=apart)
+
+
 class TensorBoardSettings(Settings):
     """Event files for TensorBoard."""
 
@@ -666,12 +777,24 @@ class Recipe(Settings):
     """Every random stream follows from it."""
     threads: int = Field(0, ge=0)
     """CPU threads of the linear algebra; 0 takes all cores. Part of exact resume: sums depend on it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models compute; `auto` takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of training and sampling. Weights, moments and log-probabilities are fp32 in any case."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: less memory, about a third more time."""
+    cluster: ClusterSettings = ClusterSettings()
     judging: JudgingSettings = JudgingSettings()
     """The verifiers' workers."""
     tracking: TrackingSettings = TrackingSettings()
     """Trackers of metrics; no result depends on them."""
     stages: dict[str, Stage]
     """In any order: each runs after those that it starts from."""
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _text_is_the_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _stage_names(self) -> Recipe:
@@ -720,6 +843,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise UsageError(f"--set {path}: {key!r} lies below a value that is no mapping")
         if isinstance(node.get(key), (int, float)) and node is not raw:
             node[key] = {"weight": node[key]}  # a reward written as a bare weight
+        if key == "cluster" and node is raw and isinstance(node.get(key), str):
+            node[key] = {"kind": node[key]}  # a cluster written as its kind
         node = node.setdefault(key, {})
     if not isinstance(node, dict):
         raise UsageError(f"--set {path}: {keys[-1]!r} lies below a value that is no mapping")

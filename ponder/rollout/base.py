@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 
@@ -46,6 +49,14 @@ class Completion:
     ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
+    versions: list[tuple[int, int]] = field(default_factory=list)
+    """(first token, policy version) of each stretch that was sampled under one version of the weights. More than one
+    where new weights came while the rollout was under way; empty from engines whose weights never change."""
+
+    @property
+    def oldest_version(self) -> int:
+        """The version of the first token's weights; 0 where they never change."""
+        return self.versions[0][1] if self.versions else 0
 
 
 Progress = Callable[[int], None]
@@ -65,6 +76,36 @@ class Engine(Protocol):
         self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
     ) -> list[list[Completion]]:
         """For each request, in order, its `num_samples` completions, in order of sample number."""
+        ...
+
+
+class Session(Protocol):
+    """Rollouts in the making, for whoever must act between two tokens: add requests, or bring new weights.
+
+    Requests are numbered from 0 in the order in which they are added, over the session's whole life. A session belongs
+    to one thread.
+    """
+
+    def add(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> None:
+        """Take more requests. Raises `UsageError` for what the model has no room for."""
+        ...
+
+    def step(self) -> list[Finished]:
+        """Go on for a moment; returns the completions that have ended meanwhile. Nothing to do returns at once."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        ...
+
+    def load_weights(self, version: int, weights: Mapping[str, Tensor]) -> None:
+        """Sample every further token under these weights (the decoder's own names). What is under way goes on with the
+        keys and values that it has [PipelineRL]."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything, processes included."""
         ...
 
 

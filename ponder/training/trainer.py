@@ -1,0 +1,86 @@
+"""What a trainer is: the policy, its optimizer and its reference behind the few calls that a stage makes.
+
+`LocalTrainer` is one process; the ranks of a cluster stand behind the same interface (`ponder/cluster/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from ponder.recipe import AlgorithmSettings, LoraSettings, OptimizerSettings
+from ponder.training.packing import Example
+from ponder.training.update import Trajectory, UpdateStatistics
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """All that an update depends on besides weights and data."""
+
+    optimizer: OptimizerSettings
+    total_steps: int
+    """Optimizer steps of the whole stage, for the learning rate's schedule."""
+    budget: int
+    """Tokens of one forward and backward pass, on each rank."""
+    algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    """Of policy updates; `importance.mode` is resolved, never `auto`."""
+    temperature: float = 1.0
+    max_tokens: int = 512
+    """Of the sampling, for losses that divide by it."""
+    lora: LoraSettings | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+
+
+class Trainer(Protocol):
+    """Holds the weights that learn."""
+
+    @property
+    def version(self) -> int:
+        """Policy steps done so far, over all starts: names the weights that a rollout was sampled with."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        ...
+
+    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
+        """One step of the policy: an optimizer step on each part, in order. `version` grows by one.
+
+        Raises `LostWorkersError` when a rank is lost.
+        """
+        ...
+
+    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
+        """One optimizer step on the mean cross-entropy of the replies' tokens."""
+        ...
+
+    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
+        """The reply's log-probabilities (T,) in nats, for each trajectory, without a gradient."""
+        ...
+
+    def refresh_reference(self) -> None:
+        """Copy the policy into the reference."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Every weight of the policy, whole, on the CPU, by the decoder's own names; adapters are merged in."""
+        ...
+
+    def save_state(self, folder: Path, name: str) -> dict[str, Any]:
+        """What an exact resume needs: tensors and plain values for the caller's own state file. A trainer that keeps
+        its part in files of its own puts them into `folder / name` and returns what it needs to find them."""
+        ...
+
+    def load_state(self, folder: Path, state: dict[str, Any]) -> None:
+        """Go back to what `save_state` returned. Raises `BrokenInputError` when a file is damaged or missing."""
+        ...
+
+    def close(self) -> None:
+        """End processes and free memory."""
+        ...
