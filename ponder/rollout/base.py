@@ -53,6 +53,9 @@ class Completion:
     """(first token, policy version) of each stretch that was sampled under one version of the weights. More than one
     where new weights came while the rollout was under way; empty from engines whose weights never change."""
 
+    entropies: list[float] = field(default_factory=list)
+    """Of the distribution that each token was drawn from, in nats, before top-k and top-p; empty where unknown."""
+
     @property
     def oldest_version(self) -> int:
         """The version of the first token's weights; 0 where they never change."""

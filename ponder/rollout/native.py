@@ -1,8 +1,8 @@
-"""The in-process engine: continuous batching over the decoder that is being trained.
+"""The native engine: continuous batching over the decoder, as a session and, in one call, as an engine.
 
 A request's prompt is computed once for all its samples. Sequences that end leave the batch at once and waiting ones
-take their place, so every row of every matrix product is a live token. The weights are those of the trainer, and
-so are the log-probabilities: no second forward pass, no gap.
+take their place, so every row of every matrix product is a live token. In process the weights are those of the
+trainer, and so are the log-probabilities: no second forward pass, no gap.
 
 Shapes: n live rows, P prompt, T cache capacity, Hq and Hkv heads, G = Hq / Hkv, D head size, V vocabulary.
 """
@@ -10,7 +10,7 @@ Shapes: n live rows, P prompt, T cache capacity, Hq and Hkv heads, G = Hq / Hkv,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ponder.errors import UsageError
 from ponder.model.decoder import Decoder, PackedAttention, Packing
-from ponder.rollout.base import Completion, OnFinished, Request, Sampling, uniform_stream
+from ponder.rollout.base import Completion, Finished, OnFinished, Request, Sampling, Session, uniform_stream
 from ponder.rollout.sampling import draw
 
 _CACHE_BLOCK = 64
@@ -33,10 +33,16 @@ PREFILL_TOKENS = 4096
 class KeyValueCache:
     """Keys and values of the live rows, (layers, rows, Hkv, T, D) each; row i belongs to live row i."""
 
-    def __init__(self, decoder: Decoder, rows: int) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         c = decoder.config
-        self.keys = decoder.head_weight.new_empty(c.num_layers, rows, c.num_kv_heads, 0, c.head_dim)
+        self.keys = decoder.head_weight.new_empty(c.num_layers, 0, c.num_kv_heads, 0, c.head_dim)
         self.values = torch.empty_like(self.keys)
+
+    def reserve_rows(self, rows: int) -> None:
+        """Make room for so many rows, keeping what is there."""
+        extra = rows - self.keys.shape[1]
+        if extra > 0:
+            self.keys, self.values = (F.pad(x, (0, 0, 0, 0, 0, 0, 0, extra)) for x in (self.keys, self.values))
 
     def reserve(self, positions: int) -> None:
         """Make room for so many positions, keeping what is there."""
@@ -46,6 +52,13 @@ class KeyValueCache:
         # doubling keeps the copies linear in the final size
         capacity = max(-(-positions // _CACHE_BLOCK) * _CACHE_BLOCK, 2 * held)
         self.keys, self.values = (F.pad(x, (0, 0, 0, capacity - held)) for x in (self.keys, self.values))
+
+    def put(self, row: int, keys: Tensor, values: Tensor) -> None:
+        """Fill a row with a computed prompt: keys and values (layers, Hkv, P, D)."""
+        length = keys.shape[2]
+        self.reserve(length)
+        self.keys[:, row, :, :length] = keys
+        self.values[:, row, :, :length] = values
 
     def move(self, source: int, target: int, positions: int) -> None:
         """Copy one row over another."""
@@ -145,20 +158,29 @@ class _Row:
     request: int
     sample: int
     length: int
+    """Tokens that the cache holds of it."""
     uniforms: np.ndarray
     max_tokens: int
+    sampling: Sampling
     completion: Completion
 
 
-class NativeEngine:
-    """Samples from a decoder in this process.
+@dataclass(frozen=True)
+class _Asked:
+    """A request that is not finished, and how it is sampled."""
+
+    request: Request
+    sampling: Sampling
+    seed: int
+
+
+class NativeSession:
+    """A `Session` over a decoder in this process.
 
     `decode` (ids -> text) is needed for stop texts only. `max_rows` bounds the live rows, and with them the cache.
     `length_limit(request, sample)`, where given, lowers the sampling's `max_tokens` for single rollouts: benchmarks use
-    it to force the lengths of a real run.
+    it to force the lengths of a real run. `version` names the weights that the decoder holds.
     """
-
-    name = "native"
 
     def __init__(
         self,
@@ -166,44 +188,61 @@ class NativeEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         max_rows: int = 256,
         length_limit: Callable[[int, int], int] | None = None,
+        version: int = 0,
     ) -> None:
         self.decoder = decoder
         self.decode = decode
         self.max_rows = max_rows
         self.length_limit = length_limit
+        self.version = version
+        self._asked: dict[int, _Asked] = {}
+        self._count = 0
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._prompts: dict[int, ComputedPrompt] = {}
+        self._rows: list[_Row] = []
+        self._cache = KeyValueCache(decoder)
+
+    def add(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> None:
+        """See `Session`. Raises `UsageError` when a prompt is empty or leaves no room for `max_tokens`."""
+        self._check(requests, sampling)
+        for request in requests:
+            self._asked[self._count] = _Asked(request, sampling, seed)
+            self._waiting.extend((self._count, sample) for sample in range(request.num_samples))
+            self._count += 1
+
+    @property
+    def idle(self) -> bool:
+        return not self._rows and not self._waiting
 
     @torch.inference_mode()
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
-    ) -> list[list[Completion]]:
-        """See `Engine`. Raises `UsageError` when a prompt is empty or leaves no room for `max_tokens`."""
-        self._check(requests, sampling)
-        results: list[list[Completion | None]] = [[None] * r.num_samples for r in requests]
-        waiting = deque((i, s) for i, r in enumerate(requests) for s in range(r.num_samples))
-        cache = KeyValueCache(self.decoder, min(self.max_rows, len(waiting)))
-        prompts: dict[int, ComputedPrompt] = {}
-        rows: list[_Row] = []
-        logits = torch.empty(0, self.decoder.config.vocab_size, device=self.decoder.head_weight.device)
-        while rows or waiting:
-            joining = self._join(requests, waiting, prompts, rows, cache, sampling, seed)
-            if joining:
-                logits = torch.cat([logits, torch.stack(joining)])
-            ended = self._sample(rows, logits, sampling)
-            finished = [(rows[index].request, rows[index].sample, rows[index].completion) for index in ended]
-            for index in sorted(ended, reverse=True):
-                row = rows[index]
-                results[row.request][row.sample] = row.completion
-                last = rows.pop()
-                if last is not row:
-                    rows[index] = last
-                    cache.move(len(rows), index, last.length)
-            if finished and on_finished is not None:
-                on_finished(finished)
-            if rows:
-                logits = self._decode(rows, cache)
-            else:
-                logits = logits[:0]
-        return [[c for c in group if c is not None] for group in results]
+    def step(self) -> list[Finished]:
+        """One token more for each live row; waiting samples take the free rows first."""
+        logits = [self._decode()] if self._rows else []
+        joining = self._join()
+        if joining:
+            logits.append(torch.stack(joining))
+        if not logits:
+            return []
+        ended = self._sample(torch.cat(logits))
+        finished = [(self._rows[i].request, self._rows[i].sample, self._rows[i].completion) for i in ended]
+        for index in sorted(ended, reverse=True):
+            last = self._rows.pop()
+            if index < len(self._rows):
+                self._rows[index] = last
+                self._cache.move(len(self._rows), index, last.length)
+        if self.idle:
+            self._asked.clear()
+            self._cache = KeyValueCache(self.decoder)  # an idle session holds no cache
+        return finished
+
+    def load_weights(self, version: int, weights: Mapping[str, Tensor]) -> None:
+        """See `Session`. Prompts are computed anew for the samples that have not begun."""
+        self.decoder.load_state_dict(weights)
+        self.version = version
+        self._prompts.clear()
+
+    def close(self) -> None:
+        """Nothing is held that goes not by itself."""
 
     def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         room = self.decoder.config.max_positions
@@ -218,53 +257,64 @@ class NativeEngine:
         if sampling.stop and self.decode is None:
             raise UsageError("stop texts need an engine with a tokenizer")
 
-    def _join(
-        self,
-        requests: Sequence[Request],
-        waiting: deque[tuple[int, int]],
-        prompts: dict[int, ComputedPrompt],
-        rows: list[_Row],
-        cache: KeyValueCache,
-        sampling: Sampling,
-        seed: int,
-    ) -> list[Tensor]:
+    def _join(self) -> list[Tensor]:
         """Fill free rows with waiting samples; returns the first-token logits (V,) of each."""
-        joining = [waiting.popleft() for _ in range(min(cache.keys.shape[1] - len(rows), len(waiting)))]
-        new = sorted({i for i, _ in joining} - prompts.keys())
+        count = min(self.max_rows - len(self._rows), len(self._waiting))
+        joining = [self._waiting.popleft() for _ in range(count)]
+        new = sorted({i for i, _ in joining} - self._prompts.keys())
         if new:
-            prompts.update(zip(new, prefill(self.decoder, [requests[i].prompt_ids for i in new]), strict=True))
+            prompts = prefill(self.decoder, [self._asked[i].request.prompt_ids for i in new])
+            self._prompts.update(zip(new, prompts, strict=True))
+        self._cache.reserve_rows(min(self.max_rows, len(self._rows) + count))
         logits = []
         for i, sample in joining:
-            prompt = prompts[i]
-            length = len(requests[i].prompt_ids)
-            cache.reserve(length + 1)
-            cache.keys[:, len(rows), :, :length] = prompt.keys
-            cache.values[:, len(rows), :, :length] = prompt.values
-            limit = sampling.max_tokens
+            asked, prompt = self._asked[i], self._prompts[i]
+            length = len(asked.request.prompt_ids)
+            self._cache.reserve(length + 1)
+            self._cache.put(len(self._rows), prompt.keys, prompt.values)
+            limit = asked.sampling.max_tokens
             if self.length_limit is not None:
                 limit = min(limit, self.length_limit(i, sample))
-            uniforms = uniform_stream(seed, requests[i].key, sample, limit)
-            rows.append(_Row(i, sample, length, uniforms, limit, Completion([], [], "length")))
+            uniforms = uniform_stream(asked.seed, asked.request.key, sample, limit)
+            completion = Completion([], [], "length")
+            self._rows.append(_Row(i, sample, length, uniforms, limit, asked.sampling, completion))
             logits.append(prompt.logits)
-            if sample == requests[i].num_samples - 1:
-                del prompts[i]
+            if sample == asked.request.num_samples - 1:
+                del self._prompts[i]
         return logits
 
-    def _sample(self, rows: list[_Row], logits: Tensor, sampling: Sampling) -> list[int]:
-        """Draw one token a row and write it down; returns the indices of the rows that ended."""
+    def _sample(self, logits: Tensor) -> list[int]:
+        """Draw one token a row from logits (n, V) and write it down; returns the indices of the rows that ended."""
+        rows = self._rows
         uniforms = np.fromiter((row.uniforms[len(row.completion.ids)] for row in rows), np.float32, len(rows))
-        ids, logprobs = draw(logits, torch.from_numpy(uniforms).to(logits.device), sampling)
         ended = []
-        for index, (row, token, logprob) in enumerate(zip(rows, ids.tolist(), logprobs.tolist(), strict=True)):
-            completion = row.completion
-            completion.ids.append(token)
-            completion.logprobs.append(logprob)
-            if token in sampling.stop_ids or (sampling.stop and self._stops(completion.ids, sampling.stop)):
-                completion.finish_reason = "stop"
-                ended.append(index)
-            elif len(completion.ids) >= row.max_tokens:
-                ended.append(index)
+        for members, sampling in self._by_sampling():
+            whole = len(members) == len(rows)
+            chosen = torch.from_numpy(uniforms if whole else uniforms[members]).to(logits.device)
+            ids, logprobs = draw(logits if whole else logits[members], chosen, sampling)
+            for index, token, logprob in zip(members, ids.tolist(), logprobs.tolist(), strict=True):
+                if self._take(rows[index], token, logprob):
+                    ended.append(index)
         return ended
+
+    def _by_sampling(self) -> list[tuple[list[int], Sampling]]:
+        """The rows that are sampled alike; nearly always all of them."""
+        alike: dict[Sampling, list[int]] = {}
+        for index, row in enumerate(self._rows):
+            alike.setdefault(row.sampling, []).append(index)
+        return [(members, sampling) for sampling, members in alike.items()]
+
+    def _take(self, row: _Row, token: int, logprob: float) -> bool:
+        """Write a token down; returns whether it was the row's last."""
+        completion, sampling = row.completion, row.sampling
+        if not completion.versions or completion.versions[-1][1] != self.version:
+            completion.versions.append((len(completion.ids), self.version))
+        completion.ids.append(token)
+        completion.logprobs.append(logprob)
+        if token in sampling.stop_ids or (sampling.stop and self._stops(completion.ids, sampling.stop)):
+            completion.finish_reason = "stop"
+            return True
+        return len(completion.ids) >= row.max_tokens
 
     def _stops(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         assert self.decode is not None
@@ -272,11 +322,54 @@ class NativeEngine:
         window = max(len(text.encode()) for text in stop) + 4
         return any(text in self.decode(ids[-window:]) for text in stop)
 
-    def _decode(self, rows: list[_Row], cache: KeyValueCache) -> Tensor:
+    def _decode(self) -> Tensor:
         """One forward pass over the last token of every live row -> logits (n, V)."""
+        rows = self._rows
         logits = decode_tokens(
-            self.decoder, cache, [row.completion.ids[-1] for row in rows], [row.length for row in rows]
+            self.decoder, self._cache, [row.completion.ids[-1] for row in rows], [row.length for row in rows]
         )
         for row in rows:
             row.length += 1
         return logits
+
+
+class NativeEngine:
+    """An `Engine` over a decoder in this process: a session that runs to its end. Settings as in `NativeSession`."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        max_rows: int = 256,
+        length_limit: Callable[[int, int], int] | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.decode = decode
+        self.max_rows = max_rows
+        self.length_limit = length_limit
+        self.version = 0
+        """Names the weights that the decoder holds; whoever trains it counts."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
+    ) -> list[list[Completion]]:
+        """See `Engine`. Raises `UsageError` when a prompt is empty or leaves no room for `max_tokens`."""
+        session = NativeSession(self.decoder, self.decode, self.max_rows, self.length_limit, self.version)
+        session.add(requests, sampling, seed)
+        return run_to_end(session, requests, on_finished)
+
+
+def run_to_end(
+    session: Session, requests: Sequence[Request], on_finished: OnFinished | None = None
+) -> list[list[Completion]]:
+    """The completions of the requests that a fresh session was given, in order."""
+    results: list[dict[int, Completion]] = [{} for _ in requests]
+    while not session.idle:
+        finished = session.step()
+        for request, sample, completion in finished:
+            results[request][sample] = completion
+        if finished and on_finished is not None:
+            on_finished(finished)
+    return [[group[sample] for sample in sorted(group)] for group in results]

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.model.decoder import Decoder
@@ -78,7 +77,7 @@ class Stepper:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.rows: list[LiveSequence] = []
-        self._cache = _Cache(decoder, 0)
+        self._cache = KeyValueCache(decoder)
 
     @torch.inference_mode()
     def join(self, sequences: Sequence[LiveSequence]) -> None:
@@ -86,7 +85,7 @@ class Stepper:
         # a prompt's last token is left to the first step, where it is a row like any other
         prompts = list({s.prompt_ids[:-1]: None for s in sequences if len(s.prompt_ids) > 1})
         computed = dict(zip(prompts, prefill(self.decoder, prompts), strict=True))
-        self._cache.reserve_rows(len(self.rows) + len(sequences))
+        self._cache.reserve_rows(-(-(len(self.rows) + len(sequences)) // _ROWS_BLOCK) * _ROWS_BLOCK)
         for sequence in sequences:
             prompt = computed.get(sequence.prompt_ids[:-1])
             if prompt is not None:
@@ -117,7 +116,7 @@ class Stepper:
             self.rows[index] = last
             self._cache.move(len(self.rows), index, last.position)
         if not self.rows:
-            self._cache = _Cache(self.decoder, 0)  # an idle model holds no cache
+            self._cache = KeyValueCache(self.decoder)  # an idle model holds no cache
 
     def _choose(self, logits: Tensor) -> list[int]:
         """logits (n, V) -> the next token id of each row: forced, or drawn under the row's own settings."""
@@ -132,23 +131,6 @@ class Stepper:
                 forced = self.rows[index].forced
                 chosen[index] = forced.popleft() if forced else token
         return chosen
-
-
-class _Cache(KeyValueCache):
-    """A cache whose number of rows grows with the sequences that there are."""
-
-    def reserve_rows(self, rows: int) -> None:
-        """Make room for so many rows, keeping what is there."""
-        extra = -(-rows // _ROWS_BLOCK) * _ROWS_BLOCK - self.keys.shape[1]
-        if extra > 0:
-            self.keys, self.values = (F.pad(x, (0, 0, 0, 0, 0, 0, 0, extra)) for x in (self.keys, self.values))
-
-    def put(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Fill a row with a computed prompt: keys and values (layers, Hkv, P, D)."""
-        length = keys.shape[2]
-        self.reserve(length)
-        self.keys[:, row, :, :length] = keys
-        self.values[:, row, :, :length] = values
 
 
 def bytes_per_position(decoder: Decoder) -> int:

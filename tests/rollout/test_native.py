@@ -12,7 +12,7 @@ from ponder.errors import UsageError
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.rollout.base import Completion, Finished, Request, Sampling, uniform_stream
-from ponder.rollout.native import NativeEngine
+from ponder.rollout.native import NativeEngine, NativeSession
 
 SEED = 11
 
@@ -277,10 +277,10 @@ def test_stop_texts_of_several_bytes_are_found(decoder: Decoder) -> None:
     def decode(ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    engine = NativeEngine(decoder, decode)
-    assert not engine._stops(spelled[:-1], (text,))
-    assert engine._stops(spelled, (text,))
-    assert engine._stops([200] * 30 + spelled, (text,))
+    session = NativeSession(decoder, decode)
+    assert not session._stops(spelled[:-1], (text,))
+    assert session._stops(spelled, (text,))
+    assert session._stops([200] * 30 + spelled, (text,))
 
 
 def test_each_completion_is_handed_over_once_and_whole(decoder: Decoder, requests: list[Request]) -> None:
