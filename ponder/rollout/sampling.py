@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,22 +25,57 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     The log-probability is under softmax(logits / temperature) before top-k and top-p; greedy (temperature 0) reports it
     at temperature 1.
     """
+    drawn = _draw(logits, uniforms, sampling)
+    return drawn.ids, drawn.logprobs
+
+
+def draw_with_entropy(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+    """What `draw` gives, to the bit, and the entropy (n,) in nats of the distribution whose log-probability that is.
+
+    H = log sum w - sum w z / sum w, w = exp(z), over the vocabulary: one more pass over what the draw has formed.
+    """
+    drawn = _draw(logits, uniforms, sampling)
+    return drawn.ids, drawn.logprobs, drawn.entropies()
+
+
+class _Drawn(NamedTuple):
+    """A draw, and the distribution it came from: softmax of `scaled`, which is `weights` / `total`."""
+
+    ids: Tensor
+    logprobs: Tensor
+    scaled: Tensor
+    offset: Tensor
+    """(n, 1): `weights` are exp(scaled - offset)."""
+    weights: Tensor | None
+    """(n, V); None where the draw had no need of them."""
+    total: Tensor
+    """(n, 1): the sum of the weights."""
+
+    def entropies(self) -> Tensor:
+        """(n,) in nats."""
+        weights = (self.scaled - self.offset).exp_() if self.weights is None else self.weights
+        dot = torch.linalg.vecdot(weights, self.scaled)
+        if not bool(dot.isfinite().all()):  # an impossible token's logit is -inf: 0 * -inf, where its part is 0
+            dot = torch.linalg.vecdot(weights, self.scaled.clamp(min=torch.finfo(torch.float32).min))
+        total = self.total.squeeze(1)
+        return (self.offset.squeeze(1) + total.log() - dot / total).clamp(min=0)
+
+
+def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> _Drawn:
     logits = logits.float()
-    if sampling.temperature == 0:
-        ids = logits.argmax(-1)
-        return ids, _logprob(logits, ids)
-    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
-    if sampling.top_k or sampling.top_p < 1:
-        ids = _draw_filtered(scaled, uniforms, sampling)
-        return ids, _logprob(scaled, ids)
+    greedy = sampling.temperature == 0
+    scaled = logits if greedy or sampling.temperature == 1 else logits / sampling.temperature
+    if greedy or sampling.top_k or sampling.top_p < 1:
+        ids = logits.argmax(-1) if greedy else _draw_filtered(scaled, uniforms, sampling)
+        log_total = scaled.logsumexp(-1, keepdim=True)
+        logprobs = (scaled.gather(1, ids[:, None]) - log_total).squeeze(1)
+        return _Drawn(ids, logprobs, scaled, log_total, None, torch.ones_like(log_total))
     peak = scaled.amax(-1, keepdim=True)
     weights = (scaled - peak).exp_()
-    ids, total = _inverse_cdf(weights, uniforms)
-    return ids, (scaled.gather(1, ids[:, None]) - peak - total[:, None].log()).squeeze(1)
-
-
-def _logprob(scaled: Tensor, ids: Tensor) -> Tensor:
-    return scaled.gather(1, ids[:, None]).squeeze(1) - scaled.logsumexp(-1)
+    ids, summed = _inverse_cdf(weights, uniforms)
+    total = summed[:, None]
+    logprobs = (scaled.gather(1, ids[:, None]) - peak - total.log()).squeeze(1)
+    return _Drawn(ids, logprobs, scaled, peak, weights, total)
 
 
 def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

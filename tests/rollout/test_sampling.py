@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ponder.rollout.base import Sampling, stream_seed, uniform_stream
-from ponder.rollout.sampling import draw
+from ponder.rollout.sampling import draw, draw_with_entropy
 
 LARGEST_UNIFORM = float(np.nextafter(np.float32(1), np.float32(0)))
 """The largest float32 below 1: what a stream gives at most."""
@@ -220,3 +223,28 @@ def test_streams_are_uniform() -> None:
     counts = np.histogram(pooled, bins=50, range=(0, 1))[0]
     chi_square = ((counts - 400) ** 2 / 400).sum()
     assert 20 < chi_square < 90  # 49 degrees of freedom: both ends are beyond one in a thousand
+
+
+# --- the entropy of what was drawn from ----------------------------------------------------------------------------
+
+
+@given(logits_and_uniform(), st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.0}]))
+def test_the_entropy_is_that_of_the_whole_distribution_and_the_draw_stays_as_it_was(
+    example: tuple[Tensor, float, float], settings: dict[str, Any]
+) -> None:
+    logits, uniform, temperature = example
+    sampling = Sampling(1, **({"temperature": temperature} | settings))
+    ids, logprobs, entropies = draw_with_entropy(logits[None], torch.tensor([uniform]), sampling)
+    plain_ids, plain_logprobs = draw(logits[None], torch.tensor([uniform]), sampling)
+    assert torch.equal(ids, plain_ids)
+    assert torch.equal(logprobs, plain_logprobs)
+    exact = torch.distributions.Categorical(logits=logits.double() / (sampling.temperature or 1)).entropy()
+    assert entropies.shape == (1,)
+    assert float(entropies) == pytest.approx(float(exact), abs=1e-3)
+
+
+def test_entropies_worked_by_hand() -> None:
+    half, certain, impossible = [0.0, 0.0], [80.0, -80.0], [1.5, -math.inf]
+    third = [math.log(2), 0.0]  # 2/3 and 1/3: log 3 - 2/3 log 2
+    _, _, found = draw_with_entropy(torch.tensor([half, certain, impossible, third]), torch.zeros(4), Sampling(1))
+    assert found.tolist() == pytest.approx([math.log(2), 0, 0, math.log(3) - 2 / 3 * math.log(2)], abs=1e-6)
