@@ -42,11 +42,14 @@ from ponder.recipe import (
     TaskSettings,
     load_recipe,
 )
-from ponder.run import RunFolder, StageContext, StageRecord, stage_seed, utc_now
+from ponder.run import RunFolder, StageContext, StageRecord, StopRequest, stage_seed, utc_now
 from ponder.store.files import disk_advice, disk_errors
 
 RESULT_VERSION = 1
 """Raised by whoever changes what a stage computes from the same settings: every cached result is then stale."""
+
+_SAME_STOP_S = 1.0
+"""Signals so close together are one: a service manager tells every process of a job, and each parent its child."""
 
 _BLOCK_BYTES = 1 << 20
 _MAX_BLOCKS = 64
@@ -103,7 +106,7 @@ def run_pipeline(
     wanted = stages_up_to(recipe, to)
     run = RunFolder(default_run_dir(recipe) if run_dir is None else run_dir)
     ran: list[str] = []
-    with run.lock(), _sigterm_interrupts():
+    with run.lock(), _sigterm_stops(recipe.stop_s) as stop:
         run.prepare(recipe)
         hashes = stage_hashes(recipe)
         for name in wanted:
@@ -112,7 +115,9 @@ def run_pipeline(
             if is_done(run, name, hashes[name]):
                 reporter.note("done before with the same settings")
                 continue
-            _run_stage(recipe, name, run, hashes, reporter)
+            if stop.made:
+                raise InterruptedRunError(f"stopped before stage {name!r}: the same command goes on there")
+            _run_stage(recipe, name, run, hashes, reporter, stop)
             ran.append(name)
         if ran:
             costs = stage_costs({name: record for name, record in run.manifest().stages.items() if name in wanted})
@@ -303,7 +308,9 @@ def _make_room(run: RunFolder, name: str, result_hash: str, fresh: bool, reporte
         reporter.note(f"the result kept as stages/{aside} fits these settings: it comes back")
 
 
-def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str], reporter: Reporter) -> None:
+def _run_stage(
+    recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str], reporter: Reporter, stop: StopRequest
+) -> None:
     stage = recipe.stages[name]
     before = run.stage_record(name)
     threads = recipe.threads or available_cores()
@@ -340,7 +347,7 @@ def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str]
         )
 
     try:
-        _call_verb(recipe, name, run, threads, reporter)
+        _call_verb(recipe, name, run, threads, reporter, stop)
     except InterruptedRunError as error:  # something outside fails, such as an endpoint: the stage says what
         run.set_record(name, ended("interrupted", str(error)))
         raise
@@ -359,15 +366,16 @@ def _run_stage(recipe: Recipe, name: str, run: RunFolder, hashes: dict[str, str]
     reporter.note(f"done in {duration(finished.seconds)}")
 
 
-def _call_verb(recipe: Recipe, name: str, run: RunFolder, threads: int, reporter: Reporter) -> None:
+def _call_verb(recipe: Recipe, name: str, run: RunFolder, threads: int, reporter: Reporter, stop: StopRequest) -> None:
     """Import the verb's module, which brings torch with it, and hand it the stage."""
     set_up_torch(threads)
     stage = recipe.stages[name]
     run_stage: Callable[[Any, StageContext], None] = importlib.import_module(f"ponder.stages.{stage.verb}").run_stage
-    context = StageContext.open(recipe, name, run, reporter)
+    context = StageContext.open(recipe, name, run, reporter, stop)
     try:
         run_stage(stage, context)
     finally:
+        stop.heeded = False
         context.close()
 
 
@@ -394,23 +402,37 @@ def set_up_torch(threads: int) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does. Signals can be caught in the main thread only; elsewhere nothing changes."""
+def _sigterm_stops(patience_s: float) -> Iterator[StopRequest]:
+    """SIGTERM stops a run as Ctrl-C does, but lets a training step end first: `patience_s` seconds, or until a second
+    SIGTERM. Signals can be caught in the main thread only; elsewhere nothing changes."""
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
 
-    owner = os.getpid()
+    owner, first = os.getpid(), 0.0
+    terminate, alarm = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if os.getpid() != owner:
+            # a worker forked from here inherits the handler, and is to end as any process would
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif stop.heeded and not stop.made and patience_s:
+            stop.made, first = True, time.monotonic()
+            signal.signal(signal.SIGALRM, on_signal)
+            signal.setitimer(signal.ITIMER_REAL, patience_s)
+        elif number == signal.SIGALRM or not stop.made or time.monotonic() - first >= _SAME_STOP_S:
             raise KeyboardInterrupt
-        # a worker forked from here inherits the handler, and is to end as any process would
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, on_signal)
     try:
-        yield
+        yield stop
+    except KeyboardInterrupt as error:  # between two stages
+        raise InterruptedRunError("stopped: the same command goes on where it was") from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if stop.made:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGTERM, terminate)

@@ -784,6 +784,8 @@ class Recipe(Settings):
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass: less memory, about a third more time."""
     cluster: ClusterSettings = ClusterSettings()
+    stop_s: float = Field(60.0, ge=0)
+    """Seconds that SIGTERM leaves a training stage to end its step and save it; then the last checkpoint counts."""
     judging: JudgingSettings = JudgingSettings()
     """The verifiers' workers."""
     tracking: TrackingSettings = TrackingSettings()

@@ -20,9 +20,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -252,6 +252,15 @@ class RunFolder:
 
 
 @dataclass
+class StopRequest:
+    """A stop that can wait for the end of a step: SIGTERM sets `made`, a stage's loop heeds it between two steps."""
+
+    made: bool = False
+    heeded: bool = False
+    """Whether a loop runs that looks at `made`; where none does, there is nothing to wait for."""
+
+
+@dataclass
 class StageContext:
     """What a stage is handed: `ponder.stages.<verb>.run_stage(stage, context)`.
 
@@ -269,9 +278,12 @@ class StageContext:
     evaluations: EvaluationsWriter
     reporter: Reporter
     judges: Judges = IN_PROCESS
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @classmethod
-    def open(cls, recipe: Recipe, stage_name: str, run: RunFolder, reporter: Reporter) -> StageContext:
+    def open(
+        cls, recipe: Recipe, stage_name: str, run: RunFolder, reporter: Reporter, stop: StopRequest | None = None
+    ) -> StageContext:
         """Make the stage's folders and open its logs.
 
         Raises `BrokenInputError` when the disk refuses, `UsageError` when a tracker that the recipe names does.
@@ -286,6 +298,7 @@ class StageContext:
             evaluations=EvaluationsWriter(run.evaluations_path, stage_name),
             reporter=reporter,
             judges=Judges(recipe.judging),
+            stop=StopRequest() if stop is None else stop,
         )
         make_folder(context.state_dir)
         return context
@@ -323,6 +336,17 @@ class StageContext:
         Raises `UsageError` when that stage left no data.
         """
         return self._result_of(reference, "data")
+
+    def stop_if_requested(self, save: Callable[[], None]) -> None:
+        """For a stage's loop, between two steps: `save` a checkpoint and stop, where SIGTERM has asked for it.
+
+        Until the first call SIGTERM stops a stage where it is; from then on it waits for the next call, as long as
+        the recipe's `stop_s` allows. Raises `KeyboardInterrupt`, which leaves the run resumable.
+        """
+        self.stop.heeded = True
+        if self.stop.made:
+            save()
+            raise KeyboardInterrupt
 
     def close(self) -> None:
         """Close the logs, end the display and the judges' workers."""

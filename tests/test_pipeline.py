@@ -181,7 +181,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(verb: FakeVerb, how: str) -> 
 _FORK = """
 import os, signal
 from ponder import pipeline
-with pipeline._sigterm_interrupts():
+with pipeline._sigterm_stops(60):
     pid = os.fork()
     if pid == 0:
         os.kill(os.getpid(), signal.SIGTERM)

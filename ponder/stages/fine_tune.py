@@ -139,6 +139,7 @@ class FineTuning:
             self.context.metrics.write(0, facts)
         reporter.begin(lesson.total_steps, done=self.step)
         while self.step < lesson.total_steps:
+            self.context.stop_if_requested(self._checkpoint)
             lr = self.optimizer.lr
             lap = lesson.step(self.optimizer, self.step, self.cursor)
             self.step += 1
@@ -182,13 +183,16 @@ class FineTuning:
 
     def _checkpoint_if_due(self) -> None:
         if self._checkpoint_is_due():
-            state = {
-                "weights": self.model.decoder.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "cursor": self.cursor,
-            }
-            save_state(self.context.state_dir, state)
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        state = {
+            "weights": self.model.decoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "cursor": self.cursor,
+        }
+        save_state(self.context.state_dir, state)
 
     def _resume(self) -> bool:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""

@@ -111,6 +111,7 @@ class RewardTraining:
         if not self.step:
             self._describe_data()
         while self.step < self.steps:
+            self.context.stop_if_requested(self._checkpoint)
             self._train()
             if self.step == self.steps:
                 self._measure()
