@@ -26,7 +26,8 @@ class Optimizer:
             self._parts.append((self._muon(matrices), settings.muon_lr))
             taken = {id(p) for p in matrices}
             named = [(n, p) for n, p in named if id(p) not in taken]
-        self._parts.append((self._adamw([p for _, p in named]), settings.lr))
+        if named:  # adapters are all matrices of the blocks
+            self._parts.append((self._adamw([p for _, p in named]), settings.lr))
         self.parameters = [p for _, p in model.named_parameters() if p.requires_grad]
 
     def _adamw(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
