@@ -715,7 +715,7 @@ class ClusterSettings(Settings):
 
     def what_counts(self) -> dict[str, Any]:
         """The settings that a result depends on, where they are not the defaults."""
-        apart = {
+        apart: Any = {
             "address": True,
             "reward_models": True,
             "max_restarts": True,
@@ -797,6 +797,24 @@ class Recipe(Settings):
     @classmethod
     def _text_is_the_kind(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Recipe:
+        schedule = self.cluster.schedule
+        if schedule != "synchronous" and self.cluster.kind == "local":
+            raise ValueError(
+                f"cluster.schedule `{schedule}` needs `cluster.kind: ray`: one process does one thing a time"
+            )
+        for name, stage in self.stages.items():
+            if (
+                schedule != "synchronous"
+                and isinstance(stage, ReinforceStage)
+                and stage.algorithm.dynamic_sampling_retries
+            ):
+                raise ValueError(
+                    f"stages.{name}.algorithm.dynamic_sampling_retries needs `cluster.schedule: synchronous`"
+                )
+        return self
 
     @model_validator(mode="after")
     def _stage_names(self) -> Recipe:

@@ -82,6 +82,33 @@ class Engine(Protocol):
         ...
 
 
+Ticket = int
+"""Names requests that an engine is at work on."""
+
+
+class PoolEngine(Engine, Protocol):
+    """An engine in other processes, which works while its owner does something else."""
+
+    def begin(
+        self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
+    ) -> Ticket:
+        """Ask without waiting. `on_finished` is called from within a later call of this engine, in the caller's thread,
+        and again for completions that a lost worker's replacement had to sample once more."""
+        ...
+
+    def finish(self, ticket: Ticket) -> list[list[Completion]]:
+        """Wait for what `begin` asked for; as `generate` returns it."""
+        ...
+
+    def finish_any(self, tickets: Sequence[Ticket], count: int) -> set[Ticket]:
+        """Wait until `count` of the tickets are done, and say which were the first; `finish` then returns at once."""
+        ...
+
+    def forget(self) -> None:
+        """Drop everything that is under way."""
+        ...
+
+
 class Session(Protocol):
     """Rollouts in the making, for whoever must act between two tokens: add requests, or bring new weights.
 

@@ -1,26 +1,22 @@
 """`reinforce`: GRPO with named rewards on tasks.
 
     repeat:
-        draw problems                      (ProblemStream)
-        sample G completions of each       (Engine)
-        reward every completion            (rewards/, by the tasks' verifiers)
+        draw problems, sample G completions of each    (Feed, over the backend's engine)
+        reward every completion                        (rewards/, by the tasks' verifiers)
         advantage = reward against the rest of its group
-        update the policy                  (policy_step)
+        update the policy                              (the backend's trainer)
 
 `Reinforcement.run` is that loop; everything else here serves one of its lines. All that a step does follows from the
-weights, the optimizer's state, the problem cursor and the seed, which is what a checkpoint holds: a killed run goes on
-bit for bit as if it had not been.
+weights, the optimizer's state, the feed's cursor and the seed, which is what a checkpoint holds: a killed run goes on
+bit for bit as if it had not been. Where it computes is the backend's business (`ponder/cluster/`).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,53 +24,42 @@ from torch import Tensor
 from ponder.algorithms.advantages import combine_rewards, has_variance
 from ponder.algorithms.kl import kl_reward_penalty
 from ponder.algorithms.overlong import soft_overlong_penalty
-from ponder.evaluation.heldout import engine_sampling, evaluate_problems, thinking_consistency
-from ponder.evaluation.reflection import count_reflection_words
-from ponder.model.decoder import Decoder
+from ponder.cluster.backend import Backend, LocalBackend
+from ponder.errors import LostWorkersError
+from ponder.evaluation.heldout import engine_sampling, evaluate_problems
 from ponder.model.folder import save_folder
 from ponder.model.load import load_model
-from ponder.model.parser import Split, prompt_tail
+from ponder.model.parser import prompt_tail
 from ponder.model.reward_model import load_reward_model
-from ponder.model.templates import render
-from ponder.recipe import ReinforceStage
-from ponder.rewards import RewardContext, RewardModel, RolloutJudge, applies, score_rollouts, status_shares
-from ponder.rollout.base import Completion, Request
-from ponder.rollout.native import NativeEngine
+from ponder.recipe import AlgorithmSettings, Recipe, ReinforceStage
+from ponder.rewards import RewardContext, RewardModel, applies, score_rollouts
+from ponder.rollout.base import PoolEngine
 from ponder.run import StageContext
+from ponder.stages._feed import Asker, Asynchronous, Feed, OneStepBehind, Synchronous
+from ponder.stages._groups import Group, rollout_metrics, update_metrics
 from ponder.stages.watchdog import GroupStatistics, HackingAlarm, NonFiniteGuard, Watchdog, preflight
-from ponder.store.rollouts import RolloutRow
-from ponder.tasks import ProblemStream, held_out
-from ponder.tasks.base import Problem, content_hash
+from ponder.tasks import held_out
+from ponder.tasks.base import content_hash
 from ponder.training.checkpoint import load_state, save_state
-from ponder.training.optimizer import Optimizer
-from ponder.training.packing import Example, micro_batches
-from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step
-from ponder.verifiers.base import Verdict
-
-
-@dataclass
-class Group:
-    """The completions of one problem, judged and rewarded."""
-
-    problem: Problem
-    prompt: str
-    prompt_ids: tuple[int, ...]
-    completions: list[Completion]
-    texts: list[str]
-    splits: list[Split]
-    verdicts: list[Verdict]
-    rewards: dict[str, list[float]] = field(default_factory=dict)
-    """By name, those that this problem's task gets at this step, before weights."""
-    advantages: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
+from ponder.training.packing import Example
+from ponder.training.trainer import TrainerSettings
+from ponder.training.update import Trajectory, UpdateStatistics
 
 
 def run_stage(stage: ReinforceStage, context: StageContext) -> None:
     """Train, and leave a Hugging Face folder in the stage's `model/`.
 
-    Raises `RefusedError` when the preflight, or later the watchdog, sees a run that cannot learn.
+    Raises `RefusedError` when the preflight, or later the watchdog, sees a run that cannot learn, `LostWorkersError`
+    when a cluster loses its workers more often than the recipe allows.
     """
-    Reinforcement(stage, context).run()
+    backend = None
+    try:
+        reinforcement = Reinforcement(stage, context)
+        backend = reinforcement.backend
+        reinforcement.run()
+    finally:
+        if backend is not None:
+            backend.close()
 
 
 class Reinforcement:
@@ -84,124 +69,96 @@ class Reinforcement:
         self.stage = stage
         self.context = context
         self.model = load_model(context.model_source(stage.model))
-        self.policy = self.model.decoder
         self.tokenizer = self.model.tokenizer
-        self.engine = NativeEngine(self.policy, self.tokenizer.decode)
-        self.optimizer = Optimizer(self.policy, stage.optimizer, stage.steps * stage.updates_per_step)
-        self.reference = copy.deepcopy(self.policy) if stage.algorithm.kl.beta > 0 else None
+        self.algorithm = resolve_algorithm(stage.algorithm, context.recipe)
+        self.backend = self._open_backend()
+        self.trainer = self.backend.trainer
+        self.engine = self.backend.engine
+        self.asker = Asker(stage, context, self.tokenizer)
+        self.feed = self._open_feed()
         self.reward_models = self._load_reward_models()
         self.held_out = held_out(stage.tasks, stage.evaluation.problems, context.seed) if stage.evaluation.every else []
         self.watchdog = Watchdog(stage.watchdog)
         self.guard = NonFiniteGuard(stage.watchdog)
         self.hacking = HackingAlarm(stage.watchdog)
         self.step = 0
-        self.cursor = 0
         self.elapsed = 0.0
-        self.waited = 0.0
-        """Seconds of this step in which generation was done and verdicts were not."""
+        self.recoveries = 0
         self.shown: dict[str, float] = {}
 
     def run(self) -> None:
-        stage, reporter = self.stage, self.context.reporter
         resumed = self._resume()
-        reporter.begin(stage.steps, done=self.step)
+        self.context.reporter.begin(self.stage.steps, done=self.step)
         if not resumed:
             self._preflight()
+        while True:
+            try:
+                self._run_on(resumed)
+                break
+            except LostWorkersError as error:
+                self._recover(error)
+                resumed = self._resume()
+        save_folder(self.context.model_dir, self.backend.policy(), self.tokenizer, self.model.generation)
+
+    def _run_on(self, resumed: bool) -> None:
+        stage, reporter = self.stage, self.context.reporter
         finite = True
         # the loop runs one extra time, so that the last evaluation and the last save need no second copy
         while True:
             if not resumed:  # what a checkpoint holds was evaluated before it was saved
-                if self._evaluation_is_due():
+                if self._evaluation_is_due(self.step):
                     self._evaluate()
-                if finite:  # a state amid skipped updates is no good state to go back to
-                    self._checkpoint_if_due()
+                if finite and self._checkpoint_is_due(self.step):  # skipped updates leave no good state to go back to
+                    self._checkpoint()
             resumed = False
             if self.step == stage.steps:
                 break
-            started, self.waited = time.monotonic(), 0.0
+            if finite:
+                self.context.stop_if_requested(self._checkpoint)
+            started, self.asker.waited = time.monotonic(), 0.0
             groups = self._sample()
             sampled = time.monotonic()
             self._reward(groups)
             self._advantages(groups)
             rewarded = time.monotonic()
-            lr = self.optimizer.lr
+            version, lr = self.trainer.version, self.trainer.lr
             updates = self._update(groups)
             updated = time.monotonic()
             self.step += 1
             times = {
-                "rollout": sampled - started - self.waited,
-                "reward": rewarded - sampled + self.waited,
+                "rollout": sampled - started - self.asker.waited,
+                "reward": rewarded - sampled + self.asker.waited,
                 "update": updated - rewarded,
             }
             self._watch(groups)
-            self._log(groups, updates, times, lr)
+            self._log(groups, updates, times, {"optimizer/lr": lr} | rollout_metrics(groups, version))
             finite = all(u.finite for u in updates)
             if self.guard.observe(self.step, finite):
                 reporter.warn(f"step {self.step}: updates in a row were not finite; back to the last good state")
                 resumed = self._resume()
-        save_folder(self.context.model_dir, self.policy, self.tokenizer, self.model.generation)
 
     # --- one line of the box each ----------------------------------------------------------------------------------
 
     def _sample(self) -> list[Group]:
         """Problems and G completions of each. Groups without variance are drawn anew, where the recipe asks for it."""
-        stage = self.stage
-        problems = self._problems(stage.prompts_per_step)
-        groups = self._rollouts(problems)
-        asked = {content_hash(p) for p in problems}
-        for _ in range(stage.algorithm.dynamic_sampling_retries):
+        step = self.step + 1
+        groups = self.feed.take(step, self._evaluation_is_due(step) or self._checkpoint_is_due(step))
+        if not self.algorithm.dynamic_sampling_retries:
+            return groups
+        feed = cast(Synchronous, self.feed)  # the recipe's schema admits no other
+        asked = {content_hash(g.problem) for g in groups}
+        for _ in range(self.algorithm.dynamic_sampling_retries):
             self._reward(groups)
             dead = [g for g in groups if not self._has_variance(g)]
             if not dead:
                 break
-            problems = self._problems(len(dead))
+            problems = feed.draw(step, len(dead))
             # a problem that this step has had would bring the same completions
-            new = self._rollouts([p for p in problems if content_hash(p) not in asked])
+            new = feed.sample(step, [p for p in problems if content_hash(p) not in asked])
             asked |= {content_hash(g.problem) for g in new}
             live = [g for g in groups if self._has_variance(g)]
             groups = live + new + dead[len(new) :]
         return groups
-
-    def _problems(self, count: int) -> list[Problem]:
-        """The next problems of the tasks that have begun by this step."""
-        step = self.step + 1
-        begun = {name: task for name, task in self.stage.tasks.items() if task.from_step <= step}
-        problems, self.cursor = ProblemStream(begun, "train", self.context.seed).take(self.cursor, count)
-        return problems
-
-    def _rollouts(self, problems: Sequence[Problem]) -> list[Group]:
-        stage = self.stage
-        prompts = [render(stage.template, p.prompt, self.tokenizer) for p in problems]
-        ids = [tuple(self.tokenizer.encode_prompt(prompt)) for prompt in prompts]
-        requests = [
-            Request(i, f"{self.context.stage_name}/{self.step}/{p.id}", stage.group_size)
-            for i, p in zip(ids, problems, strict=True)
-        ]
-        total, done = len(requests) * stage.group_size, 0
-
-        def on_progress(count: int) -> None:
-            nonlocal done
-            done += count
-            self.context.reporter.within(done, total)
-
-        judge = RolloutJudge(self.context.judges, self.tokenizer, problems, prompts, on_progress)
-        sampling = engine_sampling(stage.sampling, self.tokenizer)
-        sampled = self.engine.generate(requests, sampling, self.context.seed, judge.on_finished)
-        generated = time.monotonic()
-        judged = judge.judged(sampled)
-        self.waited += time.monotonic() - generated
-        return [
-            Group(
-                problem=problem,
-                prompt=prompt,
-                prompt_ids=prompt_ids,
-                completions=[one.completion for one in group],
-                texts=[one.text for one in group],
-                splits=[one.split for one in group],
-                verdicts=[one.verdict for one in group],
-            )
-            for problem, prompt, prompt_ids, group in zip(problems, prompts, ids, judged, strict=True)
-        ]
 
     def _reward(self, groups: Sequence[Group]) -> None:
         """Every named reward of every completion, kept apart; a prompt gets those that are meant for its task."""
@@ -238,7 +195,7 @@ class Reinforcement:
 
     def _advantages(self, groups: Sequence[Group]) -> None:
         """A_i = (R_i - mean) / std over the group, or as the recipe says [R1 Eq. 3]."""
-        algorithm = self.stage.algorithm
+        algorithm = self.algorithm
         # a reward that a group does not get is the same for all of it, so it gives no advantage
         none = [0.0] * self.stage.group_size
         rewards = {name: torch.tensor([g.rewards.get(name, none) for g in groups]) for name in self.stage.rewards}
@@ -248,8 +205,8 @@ class Reinforcement:
             limit = self.stage.sampling.max_tokens
             rewards["overlong"] = soft_overlong_penalty(lengths, limit, algorithm.soft_overlong_tokens)
             weights["overlong"] = 1.0
-        if self.reference is not None and algorithm.kl.place == "reward":
-            rewards["kl"] = -self._kl_penalties(groups, self.reference)
+        if algorithm.kl.beta > 0 and algorithm.kl.place == "reward":
+            rewards["kl"] = -self._kl_penalties(groups)
             weights["kl"] = 1.0
         advantages, total = combine_rewards(rewards, weights, algorithm.reward_aggregate, algorithm.advantage_scale)
         for index, group in enumerate(groups):
@@ -260,29 +217,15 @@ class Reinforcement:
 
     def _update(self, groups: Sequence[Group]) -> list[UpdateStatistics]:
         """`updates_per_step` optimizer steps, over whole groups dealt out evenly."""
-        stage = self.stage
-        refresh = stage.algorithm.kl.refresh_every
-        if self.reference is not None and refresh and self.step and self.step % refresh == 0:
-            self.reference.load_state_dict(self.policy.state_dict())
-        trajectories = [self._trajectories(group) for group in groups]
-        if stage.algorithm.importance.mode != "none":
-            trajectories = [self._with_old_logprobs(group) for group in trajectories]
-        updates = []
-        for part in range(stage.updates_per_step):
-            dealt = [t for group in trajectories[part :: stage.updates_per_step] for t in group]
-            updates.append(
-                policy_step(
-                    self.policy,
-                    self.optimizer,
-                    dealt,
-                    stage.algorithm,
-                    temperature=stage.sampling.temperature,
-                    max_tokens=stage.sampling.max_tokens,
-                    budget=stage.tokens_per_micro_batch,
-                    reference=self.reference,
-                )
-            )
-        return updates
+        kl, count = self.algorithm.kl, self.stage.updates_per_step
+        if kl.beta > 0 and kl.refresh_every and self.step and self.step % kl.refresh_every == 0:
+            self.trainer.refresh_reference()
+        trajectories = [group.trajectories() for group in groups]
+        parts = [[t for group in trajectories[part::count] for t in group] for part in range(count)]
+        if self.algorithm.importance.mode != "none" and count > 1:
+            # a first update is its own old policy; later ones must be told what it was
+            parts = [self._with_old_logprobs(part) for part in parts]
+        return self.trainer.policy_updates(parts)
 
     def _load_reward_models(self) -> dict[str, RewardModel]:
         return {
@@ -293,31 +236,17 @@ class Reinforcement:
 
     # --- what the lines need ---------------------------------------------------------------------------------------
 
-    def _trajectories(self, group: Group) -> list[Trajectory]:
-        return [
-            Trajectory(Example(group.prompt_ids, tuple(c.ids)), c.logprobs, advantage, c.finish_reason == "length")
-            for c, advantage in zip(group.completions, group.advantages, strict=True)
-        ]
-
     def _with_old_logprobs(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        logprobs = self._sequence_logprobs(self.policy, trajectories)
+        logprobs = self.trainer.logprobs(trajectories, "policy")
         return [dataclasses.replace(t, old_logprobs=x.tolist()) for t, x in zip(trajectories, logprobs, strict=True)]
 
-    def _sequence_logprobs(self, model: Decoder, trajectories: Sequence[Trajectory]) -> list[Tensor]:
-        """The reply's log-probabilities (T,) under `model`, for each trajectory."""
-        parts: list[Tensor] = []
-        for batch in micro_batches([t.example for t in trajectories], self.stage.tokens_per_micro_batch):
-            logprobs = frozen_logprobs(model, batch, self.stage.sampling.temperature)
-            parts += logprobs.split([len(trajectories[m].example.reply_ids) for m in batch.members])
-        return parts
-
-    def _kl_penalties(self, groups: Sequence[Group], reference: Decoder) -> Tensor:
+    def _kl_penalties(self, groups: Sequence[Group]) -> Tensor:
         """(P, G): beta times the estimate of KL(policy || reference), summed over each completion."""
-        kl = self.stage.algorithm.kl
+        kl = self.algorithm.kl
         examples = [
             Trajectory(Example(g.prompt_ids, tuple(c.ids)), c.logprobs, 0.0) for g in groups for c in g.completions
         ]
-        under_reference = self._sequence_logprobs(reference, examples)
+        under_reference = self.trainer.logprobs(examples, "reference")
         lengths = torch.tensor([len(r) for r in under_reference])
         penalties = kl_reward_penalty(
             torch.tensor([x for e in examples for x in e.sampler_logprobs]),
@@ -341,12 +270,13 @@ class Reinforcement:
 
     # --- evaluation, logs, watchdog --------------------------------------------------------------------------------
 
-    def _evaluation_is_due(self) -> bool:
+    def _evaluation_is_due(self, step: int) -> bool:
         every = self.stage.evaluation.every
-        return bool(every) and (self.step % every == 0 or self.step == self.stage.steps)
+        return bool(every) and (step % every == 0 or step == self.stage.steps)
 
     def _evaluate(self) -> None:
         settings = self.stage.evaluation
+        self.backend.publish()
         result = evaluate_problems(
             self.engine,
             self.tokenizer,
@@ -373,10 +303,14 @@ class Reinforcement:
         )
 
     def _log(
-        self, groups: Sequence[Group], updates: Sequence[UpdateStatistics], times: dict[str, float], lr: float
+        self,
+        groups: Sequence[Group],
+        updates: Sequence[UpdateStatistics],
+        times: dict[str, float],
+        metrics: dict[str, float],
     ) -> None:
         self.elapsed += sum(times.values())
-        metrics = rollout_metrics(groups) | update_metrics(updates) | self.watchdog.metrics() | self.hacking.metrics()
+        metrics |= update_metrics(updates) | self.watchdog.metrics() | self.hacking.metrics() | self.backend.metrics()
         self.hacking.trained(self._means(metrics, learnt=True), self._means(metrics, learnt=False))
         tokens = sum(len(c.ids) for g in groups for c in g.completions)
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
@@ -384,8 +318,7 @@ class Reinforcement:
         metrics |= {"tokens/sampled": tokens, "tokens/trained": tokens}
         metrics["speed/rollout_tokens_per_s"] = tokens / times["rollout"]
         metrics["speed/train_tokens_per_s"] = tokens / times["update"]
-        metrics["optimizer/lr"] = lr
-        self.context.rollouts.add(self.step, _rows(groups))
+        self.context.rollouts.add(self.step, [row for group in groups for row in group.rows()])
         self.context.metrics.write(self.step, metrics)
         shown = ("accuracy/pass@1", "length/mean", "reward/mean", "groups/dead_share", "reflection/words_per_response")
         self.context.reporter.step(self.step, self.shown | {name: metrics[name] for name in shown})
@@ -395,9 +328,9 @@ class Reinforcement:
         count = self.stage.watchdog.preflight_prompts
         if not count:
             return
-        cursor = self.cursor
-        groups = self._rollouts(self._problems(count))
-        self.cursor = cursor
+        self.backend.publish()
+        problems, _ = self.asker.problems(1, self.feed.cursor, count)
+        groups = self.asker.generate(self.engine, self.asker.ask(1, problems))
         self._reward(groups)
         preflight([self._statistics(g) for g in groups], self.stage.watchdog, warn=self.context.reporter.warn)
 
@@ -425,108 +358,75 @@ class Reinforcement:
             truncated=tuple(c.finish_reason == "length" for c in group.completions),
         )
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------
+    # --- checkpoints and faults ------------------------------------------------------------------------------------
 
-    def _checkpoint_if_due(self) -> None:
+    def _checkpoint_is_due(self, step: int) -> bool:
         """At step 0 too, so that there is always a good state to go back to."""
-        if self.step % self.stage.checkpoint_every and self.step != self.stage.steps:
-            return
+        return step % self.stage.checkpoint_every == 0 or step == self.stage.steps
+
+    def _checkpoint(self) -> None:
         state: dict[str, Any] = {
             "step": self.step,
-            "cursor": self.cursor,
             "elapsed": self.elapsed,
-            "weights": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "feed": self.feed.state(),
+            "trainer": self.trainer.save_state(self.context.state_dir, f"trainer-{self.step}"),
             "watchdog": self.watchdog.state_dict(),
             "hacking": self.hacking.state_dict(),
         }
-        if self.reference is not None:
-            state["reference"] = self.reference.state_dict()
         save_state(self.context.state_dir, state)
 
     def _resume(self) -> bool:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
         state = load_state(self.context.state_dir)
         if state is not None:
-            self.step, self.cursor, self.elapsed = state["step"], state["cursor"], state["elapsed"]
-            self.policy.load_state_dict(state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.elapsed = state["step"], state["elapsed"]
+            self.trainer.load_state(self.context.state_dir, state["trainer"])
+            self.feed.load_state(state["feed"])
             self.watchdog.load_state_dict(state["watchdog"])
             self.hacking.load_state_dict(state["hacking"])
-            if self.reference is not None:
-                self.reference.load_state_dict(state["reference"])
         last = self.step if state is not None else -1
         self.context.metrics.rewind(last)
         self.context.rollouts.rewind(last)
         return state is not None
 
+    def _recover(self, error: LostWorkersError) -> None:
+        """Start lost workers anew, or give up where that has happened too often."""
+        self.recoveries += 1
+        if self.recoveries > self.context.recipe.cluster.max_restarts or load_state(self.context.state_dir) is None:
+            raise error
+        self.context.reporter.warn(f"{error}; back to the last checkpoint ({self.recoveries})")
+        self.backend.recover()
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rollouts of a step show: see docs/metrics.md."""
-    completions = [c for g in groups for c in g.completions]
-    correct = [v.correct for g in groups for v in g.verdicts]
-    lengths = [len(c.ids) for c in completions]
-    logprobs = [x for c in completions for x in c.logprobs]
-    texts = [text for g in groups for text in g.texts]
-    shares = [thinking_consistency(s.thinking, g.problem.language) for g in groups for s in g.splits]
-    metrics = {
-        "reward/mean": _mean([x for g in groups for x in g.total]),
-        "accuracy/pass@1": _mean(correct),
-        "length/mean": _mean(lengths),
-        "length/correct": _mean([n for n, right in zip(lengths, correct, strict=True) if right]),
-        "length/wrong": _mean([n for n, right in zip(lengths, correct, strict=True) if not right]),
-        "length/truncated_share": _mean([c.finish_reason == "length" for c in completions]),
-        "reflection/words_per_response": _mean([count_reflection_words(text) for text in texts]),
-        "language/consistency": _mean([share for share in shares if share is not None]),
-        # unbiased at temperature 1 without top-p or top-k: the mean surprise of what was sampled
-        "policy/entropy": -_mean(logprobs),
-        "groups/dead_share": _mean([not any(g.advantages) for g in groups]),
-    }
-    metrics |= status_shares([v for g in groups for v in g.verdicts])
-    names = dict.fromkeys(name for g in groups for name in g.rewards)
-    return metrics | {f"reward/{name}": _mean([x for g in groups for x in g.rewards.get(name, ())]) for name in names}
+    # --- where it computes -----------------------------------------------------------------------------------------
 
-
-def update_metrics(updates: Sequence[UpdateStatistics]) -> dict[str, float]:
-    """What the updates of a step did: means over the updates, the largest log-probability gap of the first one."""
-    norms = [u.grad_norm for u in updates if u.grad_norm is not None]
-    return {
-        "loss/policy": _mean([u.loss for u in updates]),
-        "grad/norm": _mean(norms),
-        "policy/kl": _mean([u.kl for u in updates]),
-        "policy/clip_share": _mean([u.clip_share for u in updates]),
-        # later updates are off policy by design; the first one shows how well sampler and trainer agree
-        "policy/logprob_gap": updates[0].logprob_gap,
-        "grad/skipped_updates": float(len(updates) - len(norms)),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    """NaN for nothing, which metrics.jsonl writes as null."""
-    return sum(values) / len(values) if values else math.nan
-
-
-def _rows(groups: Sequence[Group]) -> list[RolloutRow]:
-    return [
-        RolloutRow(
-            problem_id=group.problem.id,
-            task=group.problem.task,
-            prompt=group.prompt,
-            sample=sample,
-            text=group.texts[sample],
-            thinking=group.splits[sample].thinking,
-            answer=group.splits[sample].answer,
-            rewards={name: values[sample] for name, values in group.rewards.items()},
-            correct=group.verdicts[sample].correct,
-            finish_reason=completion.finish_reason,
-            length=len(completion.ids),
-            advantage=group.advantages[sample],
-            language=group.problem.language,
-            difficulty=group.problem.difficulty,
-            reference=group.problem.reference,
-            token_ids=completion.ids,
-            logprobs=completion.logprobs,
+    def _open_backend(self) -> Backend:
+        recipe, stage = self.context.recipe, self.stage
+        settings = TrainerSettings(
+            optimizer=stage.optimizer,
+            total_steps=stage.steps * stage.updates_per_step,
+            budget=stage.tokens_per_micro_batch,
+            algorithm=self.algorithm,
+            temperature=stage.sampling.temperature,
+            max_tokens=stage.sampling.max_tokens,
+            lora=stage.lora,
+            precision=recipe.precision,
+            activation_checkpointing=recipe.activation_checkpointing,
         )
-        for group in groups
-        for sample, completion in enumerate(group.completions)
-    ]
+        return LocalBackend(self.model, settings, keep_reference=self.algorithm.kl.beta > 0)
+
+    def _open_feed(self) -> Feed:
+        cluster, publish = self.context.recipe.cluster, self.backend.publish
+        if cluster.schedule == "synchronous":
+            return Synchronous(self.asker, self.engine, publish)
+        pool = cast(PoolEngine, self.engine)  # the recipe's schema admits no other
+        if cluster.schedule == "one_step_behind":
+            return OneStepBehind(self.asker, pool, publish)
+        return Asynchronous(self.asker, pool, publish, cluster.max_staleness)
+
+
+def resolve_algorithm(algorithm: AlgorithmSettings, recipe: Recipe) -> AlgorithmSettings:
+    """The algorithm with `importance.mode` decided: truncated by token wherever the sampler is not the trainer."""
+    if algorithm.importance.mode != "auto":
+        return algorithm
+    mode = "none" if recipe.cluster.kind == "local" else "token_truncate"
+    return algorithm.model_copy(update={"importance": algorithm.importance.model_copy(update={"mode": mode})})

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from ponder.model.decoder import Decoder
 from ponder.recipe import AlgorithmSettings, LoraSettings, OptimizerSettings
-from ponder.training.packing import Example
-from ponder.training.update import Trajectory, UpdateStatistics
+from ponder.training.optimizer import Optimizer
+from ponder.training.packing import Example, micro_batches
+from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step, supervised_step
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,80 @@ class Trainer(Protocol):
     def close(self) -> None:
         """End processes and free memory."""
         ...
+
+
+class LocalTrainer:
+    """A `Trainer` in this process. It trains the decoder that it is given, in place."""
+
+    def __init__(self, policy: Decoder, settings: TrainerSettings, keep_reference: bool = False) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.optimizer = Optimizer(policy, settings.optimizer, settings.total_steps)
+        self.reference = copy.deepcopy(policy) if keep_reference else None
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.lr
+
+    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
+        s = self.settings
+        updates = [
+            policy_step(
+                self.policy,
+                self.optimizer,
+                part,
+                s.algorithm,
+                temperature=s.temperature,
+                max_tokens=s.max_tokens,
+                budget=s.budget,
+                reference=self.reference,
+            )
+            for part in parts
+        ]
+        self._version += 1
+        return updates
+
+    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
+        return supervised_step(self.policy, self.optimizer, examples, self.settings.budget)
+
+    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
+        model = self.policy if of == "policy" else self.reference
+        assert model is not None, "asked for a reference where none is kept"
+        parts: list[Tensor] = []
+        for batch in micro_batches([t.example for t in trajectories], self.settings.budget):
+            logprobs = frozen_logprobs(model, batch, self.settings.temperature).cpu()
+            parts += logprobs.split([len(trajectories[m].example.reply_ids) for m in batch.members])
+        return parts
+
+    def refresh_reference(self) -> None:
+        assert self.reference is not None, "asked for a reference where none is kept"
+        self.reference.load_state_dict(self.policy.state_dict())
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {name: weight.cpu() for name, weight in self.policy.state_dict().items()}
+
+    def save_state(self, folder: Path, name: str) -> dict[str, Any]:
+        """All of it goes into the caller's file."""
+        state: dict[str, Any] = {
+            "version": self._version,
+            "weights": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.reference is not None:
+            state["reference"] = self.reference.state_dict()
+        return state
+
+    def load_state(self, folder: Path, state: dict[str, Any]) -> None:
+        self._version = state["version"]
+        self.policy.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+
+    def close(self) -> None:
+        """Nothing is held that goes not by itself."""

@@ -22,8 +22,9 @@ from ponder.training.packing import Example, MicroBatch, micro_batches
 class Trajectory:
     """A rollout as the update sees it: log-probabilities are one number a reply token, in nats.
 
-    `old_logprobs` are the trainer's own, before the first update on this batch; they are needed only when the sampler's
-    differ from them and an importance correction is asked for. Otherwise the sampler's are the old policy's.
+    `old_logprobs` are the trainer's own, before the first update on this batch. They matter only under an importance
+    correction, for a sampler that differs from the trainer: None then says that the policy has not moved since, and its
+    present ones stand for them. Without a correction the sampler's are the old policy's.
     """
 
     example: Example
@@ -98,8 +99,8 @@ def policy_step(
     for batch in micro_batches([trajectories[i].example for i in live], budget):
         members = [trajectories[live[m]] for m in batch.members]
         sampler = torch.tensor([x for t in members for x in t.sampler_logprobs])
-        old, correction = _old_policy(members, sampler, batch, settings)
         logprobs, entropies = batch_logprobs(model, batch, temperature, with_entropy=settings.entropy_bonus != 0)
+        old, correction = _old_policy(members, sampler, logprobs.detach(), batch, settings)
         result = policy_loss(
             logprobs,
             old,
@@ -137,13 +138,15 @@ def policy_step(
 
 
 def _old_policy(
-    members: Sequence[Trajectory], sampler: Tensor, batch: MicroBatch, settings: AlgorithmSettings
+    members: Sequence[Trajectory], sampler: Tensor, current: Tensor, batch: MicroBatch, settings: AlgorithmSettings
 ) -> tuple[Tensor, Tensor | None]:
     """The old policy's log-probabilities (M,), and the weights (M,) that correct for a sampler that differs from it."""
-    if settings.importance.mode == "none":
-        return sampler, None
-    old = torch.tensor([x for t in members for x in t.old_logprobs or t.sampler_logprobs])
     s = settings.importance
+    if s.mode == "none":
+        return sampler, None
+    assert s.mode != "auto", "whoever knows who samples decides"
+    told = [t.old_logprobs for t in members if t.old_logprobs is not None]
+    old = torch.tensor([x for logprobs in told for x in logprobs]) if told else current
     return old, importance_weights(old, sampler, batch.sequence_ids, len(members), s.mode, s.cap, s.floor)
 
 

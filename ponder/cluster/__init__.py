@@ -1,0 +1,1 @@
+"""Where a stage computes: in this process, or on a Ray cluster."""

@@ -1,0 +1,69 @@
+"""What a backend is: who samples and who trains, behind one interface, so that a stage need not know where."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ponder.model.decoder import Decoder
+from ponder.model.folder import LoadedModel
+from ponder.rollout.base import Engine
+from ponder.rollout.native import NativeEngine
+from ponder.training.trainer import LocalTrainer, Trainer, TrainerSettings
+
+
+class Backend(Protocol):
+    """An engine and a trainer that belong together."""
+
+    @property
+    def engine(self) -> Engine:
+        """Samples; a `PoolEngine` where it works in other processes."""
+        ...
+
+    @property
+    def trainer(self) -> Trainer:
+        """Holds the weights that learn."""
+        ...
+
+    def publish(self) -> None:
+        """Let the engine sample under the trainer's newest weights; does nothing where it does already."""
+        ...
+
+    def recover(self) -> None:
+        """After a `LostWorkersError`: drop what is under way, and replace what is lost. The trainer is then without
+        state until `load_state`."""
+        ...
+
+    def policy(self) -> Decoder:
+        """The trained model, whole, to be saved; adapters are merged in."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What this step cost besides computing: see docs/metrics.md."""
+        ...
+
+    def close(self) -> None:
+        """End processes and free memory."""
+        ...
+
+
+class LocalBackend:
+    """One process samples and trains the same weights."""
+
+    def __init__(self, model: LoadedModel, settings: TrainerSettings, keep_reference: bool) -> None:
+        self.trainer = LocalTrainer(model.decoder, settings, keep_reference)
+        self.engine = NativeEngine(model.decoder, model.tokenizer.decode)
+
+    def publish(self) -> None:
+        self.engine.version = self.trainer.version
+
+    def recover(self) -> None:
+        """Nothing that this process holds can be lost while it lives."""
+
+    def policy(self) -> Decoder:
+        return self.trainer.policy
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self.trainer.close()
