@@ -55,7 +55,10 @@ def _table(rows: list[RolloutRow]) -> pyarrow.Table:
         **columns,
         "answer": pyarrow.array(columns["answer"], pyarrow.string()),
         "advantage": pyarrow.array(columns["advantage"], pyarrow.float64()),
+        "version": pyarrow.array(columns["version"], pyarrow.int64()),
+        "versions": pyarrow.array(columns["versions"], pyarrow.list_(pyarrow.list_(pyarrow.int64()))),
         "token_ids": pyarrow.array(columns["token_ids"], pyarrow.list_(pyarrow.uint32())),
-        "logprobs": pyarrow.array(columns["logprobs"], pyarrow.list_(pyarrow.float32())),
     }
+    for name in ("logprobs", "entropies", "ratios"):
+        arrays[name] = pyarrow.array(columns[name], pyarrow.list_(pyarrow.float32()))
     return pyarrow.table(arrays)

@@ -43,10 +43,13 @@ CREATE TABLE IF NOT EXISTS tokens (
     id INTEGER PRIMARY KEY REFERENCES rollouts (id) ON DELETE CASCADE, ids BLOB NOT NULL, logprobs BLOB NOT NULL
 );
 """
+_LATER_COLUMNS = [("rollouts", "version INTEGER")]
+_LATER_COLUMNS += [("tokens", column) for column in ("entropies BLOB", "ratios BLOB", "versions TEXT")]
+"""(table, column) that files of earlier versions lack: a writer adds them, a reader does without."""
+
 _SMALL = ["stage", "step", "split", "model", "problem_id", "task", "language", "difficulty", "sample", "reference"]
-_SMALL += ["rewards", "advantage", "correct", "length", "finish_reason"]
-_TEXTS = ["prompt", "text", "thinking", "answer"]
-_TOKENS = ["ids", "logprobs"]
+_SMALL += ["rewards", "advantage", "correct", "length", "finish_reason", "version"]
+_TOKENS = ["ids", "logprobs", "entropies", "ratios", "versions"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class RolloutRow:
 
     `stage` and `step` are filled in by the store. `prompt` is the whole text the model saw, `text` the whole
     completion; `thinking` and `answer` are what the one parser made of it (`answer` None: unfinished). `length` is
-    in tokens. `token_ids` and `logprobs` (nats, one a token) are empty where they were not asked for or were dropped
-    to keep the file below its cap; `text_dropped` says the same of the texts.
+    in tokens. What there is one of a token (`token_ids` to `ratios`) is empty where it was not asked for, is not known,
+    or was dropped to keep the file below its cap; `text_dropped` says the same of the texts. Without `token_ids` none
+    of it is kept.
     """
 
     problem_id: str
@@ -77,8 +81,17 @@ class RolloutRow:
     split: Literal["train", "test"] = "train"
     model: str = ""
     """Whose rollout it is where a stage samples from several models; empty for the stage's own policy."""
+    version: int | None = None
+    """Of the weights that sampled the first token, its oldest; None where that is not known."""
     token_ids: Sequence[int] = field(default=(), repr=False)
     logprobs: Sequence[float] = field(default=(), repr=False)
+    """Of the policy that sampled them, in nats."""
+    entropies: Sequence[float] = field(default=(), repr=False)
+    """Of the distributions they were drawn from, in nats."""
+    ratios: Sequence[float] = field(default=(), repr=False)
+    """exp(log-probability of the trainer at the update - that of the sampler); of trained rollouts."""
+    versions: Sequence[tuple[int, int]] = ()
+    """(first token, policy version) of each stretch, as in `Completion.versions`; kept where there are several."""
     stage: str = ""
     step: int = -1
     text_dropped: bool = False
@@ -142,14 +155,15 @@ class RolloutWriter:
         small = (
             self.stage, step, row.split, row.model, row.problem_id, row.task, row.language, row.difficulty, row.sample,
             json.dumps(row.reference, ensure_ascii=False), json.dumps(row.rewards, ensure_ascii=False),
-            row.advantage, int(row.correct), row.length, row.finish_reason,
+            row.advantage, int(row.correct), row.length, row.finish_reason, row.version,
         )  # fmt: skip
         key = db.execute(f"INSERT INTO rollouts ({', '.join(_SMALL)}) VALUES ({_marks(_SMALL)})", small).lastrowid
         db.execute("INSERT INTO texts VALUES (?, ?, ?, ?, ?)", (key, row.prompt, row.text, row.thinking, row.answer))
         if len(row.token_ids):
-            db.execute(
-                "INSERT INTO tokens VALUES (?, ?, ?)", (key, _pack(row.token_ids, "<u4"), _pack(row.logprobs, "<f4"))
-            )
+            entropies, ratios = (_pack(x, "<f4") if len(x) else None for x in (row.entropies, row.ratios))
+            versions = json.dumps(row.versions) if len(row.versions) > 1 else None
+            tokens = (key, _pack(row.token_ids, "<u4"), _pack(row.logprobs, "<f4"), entropies, ratios, versions)
+            db.execute(f"INSERT INTO tokens (id, {', '.join(_TOKENS)}) VALUES ({_marks(tokens)})", tokens)
 
     def _prune(self, current_step: int) -> None:
         """Below the cap again: token ids of the oldest steps first, then texts of training, then of evaluation."""
@@ -260,16 +274,16 @@ class RolloutStore:
         return list(self._rollouts(where, (pattern, stage, stage, correct, correct, limit), tokens=False))
 
     def _rollouts(self, where: str, values: Sequence[Any], tokens: bool) -> Iterator[RolloutRow]:
-        columns = [*_SMALL, *_TEXTS, *(_TOKENS if tokens else [])]
         join = "LEFT JOIN tokens USING (id)" if tokens else ""
-        sql = f"SELECT {', '.join(columns)} FROM rollouts LEFT JOIN texts USING (id) {join} {where}"
-        for row in self._query(sql, values):
-            yield _read_row(dict(zip(columns, row, strict=True)))
+        # all columns there are: a file of an earlier version has fewer
+        for row in self._query(f"SELECT * FROM rollouts LEFT JOIN texts USING (id) {join} {where}", values):
+            yield _read_row(dict(row))
 
-    def _query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+    def _query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
         if not self.path.exists():
             return
         with disk_errors(self.path, "read"), closing(connect_reader(self.path)) as db:
+            db.row_factory = sqlite3.Row
             yield from db.execute(sql, values)
 
 
@@ -279,7 +293,15 @@ def _connect_writer(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous = FULL")  # one sync a step: a power cut loses nothing that was acknowledged
     db.execute("PRAGMA foreign_keys = ON")
     db.executescript(_SCHEMA)
+    for table, column in _LATER_COLUMNS:
+        if column.split()[0] not in stored_columns(db, table):
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     return db
+
+
+def stored_columns(db: sqlite3.Connection, table: str) -> set[str]:
+    """Names of a table's columns: files of earlier versions lack some."""
+    return {name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
@@ -293,21 +315,26 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def _read_row(row: dict[str, Any]) -> RolloutRow:
-    ids, logprobs = row.pop("ids", None), row.pop("logprobs", None)
+    del row["id"]
     row["reference"] = json.loads(row["reference"])
     row["rewards"] = json.loads(row["rewards"])
     row["correct"] = bool(row["correct"])
     row["text_dropped"] = row["text"] is None
     if row["text_dropped"]:
         row |= {"prompt": "", "text": "", "thinking": "", "answer": None}
-    row["token_ids"] = [] if ids is None else np.frombuffer(zlib.decompress(ids), "<u4").tolist()
-    row["logprobs"] = [] if logprobs is None else np.frombuffer(zlib.decompress(logprobs), "<f4").tolist()
+    row["token_ids"] = _unpack(row.pop("ids", None), "<u4")
+    row |= {name: _unpack(row.get(name), "<f4") for name in ("logprobs", "entropies", "ratios")}
+    row["versions"] = [(start, version) for start, version in json.loads(row.get("versions") or "[]")]
     return RolloutRow(**row)
+
+
+def _unpack(blob: bytes | None, dtype: str) -> list[Any]:
+    return [] if blob is None else list(np.frombuffer(zlib.decompress(blob), dtype).tolist())
 
 
 def _pack(values: Sequence[float], dtype: str) -> bytes:
     return zlib.compress(np.asarray(values, dtype=dtype).tobytes(), level=1)
 
 
-def _marks(columns: Sequence[str]) -> str:
+def _marks(columns: Sequence[Any]) -> str:
     return ", ".join("?" * len(columns))

@@ -1,12 +1,16 @@
 """rollouts.sqlite: what is acknowledged is kept, what grows too large lets go of its oldest weight."""
 
+import itertools
+import json
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -36,6 +40,10 @@ def make_row(problem: str = "p0", sample: int = 0, **changes: object) -> Rollout
         reference={"numbers": [1, 2, 3], "target": 6},
         token_ids=[5, 70_000, 0, 2],
         logprobs=[-0.5, -1.25, 0.0, -8.0],
+        entropies=[0.25, 2.5, 0.0, 6.5],
+        ratios=[1.0, 0.5, 1.25, 4.0],
+        version=3,
+        versions=[(0, 3), (2, 4)],
     )
     return replace(row, **changes)  # type: ignore[arg-type]
 
@@ -58,22 +66,81 @@ def test_a_rollout_comes_back_as_it_was(path: Path, writer: RolloutWriter) -> No
     assert list(RolloutStore(path).iter_rollouts(tokens=True)) == [replace(row, stage="zero", step=7)]
     (light,) = RolloutStore(path).iter_rollouts()
     assert (light.token_ids, light.logprobs, light.text) == ([], [], "等等 🙂")
+    assert (light.entropies, light.ratios, light.versions, light.version) == ([], [], [], 3)
 
 
-@given(
-    ids=st.lists(st.integers(0, 2**32 - 1), max_size=50),
-    logprobs=st.lists(st.floats(-1e4, 0, width=32), max_size=50),
-)
-def test_tokens_survive_packing(
-    tmp_path_factory: pytest.TempPathFactory, ids: list[int], logprobs: list[float]
-) -> None:
-    count = min(len(ids), len(logprobs))
+def token_arrays(count: int) -> st.SearchStrategy[dict[str, Any]]:
+    """What a rollout of `count` tokens may hold one of a token, and the stretches of its versions."""
+
+    def floats(low: float, high: float) -> st.SearchStrategy[list[float]]:
+        return st.lists(st.floats(low, high, width=32), min_size=count, max_size=count)
+
+    gaps = st.lists(st.integers(1, 10**9), min_size=1, max_size=3)
+    starts = gaps.map(lambda lengths: [0, *itertools.accumulate(lengths)])
+    return st.fixed_dictionaries(
+        {
+            "token_ids": st.lists(st.integers(0, 2**32 - 1), min_size=count, max_size=count),
+            "logprobs": floats(-1e4, 0),
+            "entropies": st.one_of(st.just([]), floats(0, 20)),
+            "ratios": st.one_of(st.just([]), floats(0, float("inf"))),
+            "versions": st.one_of(st.just([]), starts.map(lambda listed: [(start, start + 7) for start in listed])),
+        }
+    )
+
+
+@given(st.integers(1, 50).flatmap(token_arrays))
+def test_tokens_survive_packing(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("pack") / "rollouts.sqlite"
     writer = RolloutWriter(path, "zero")
-    writer.add(1, [make_row(token_ids=ids[:count], logprobs=logprobs[:count])])
+    writer.add(1, [make_row(**arrays)])
     writer.close()
     (row,) = RolloutStore(path).iter_rollouts(tokens=True)
-    assert (row.token_ids, row.logprobs) == (ids[:count], logprobs[:count])
+    assert {name: getattr(row, name) for name in arrays} == arrays
+
+
+def test_what_holds_for_every_token_is_kept_once(path: Path, writer: RolloutWriter) -> None:
+    writer.add(
+        1, [make_row(version=5, versions=[(0, 5)]), make_row(version=None, versions=[], entropies=[], ratios=[])]
+    )
+    same, unknown = RolloutStore(path).iter_rollouts(tokens=True)
+    assert (same.version, same.versions) == (5, [])
+    assert (unknown.version, unknown.versions, unknown.entropies, unknown.ratios) == (None, [], [], [])
+
+
+def without_later_columns(path: Path) -> None:
+    """Makes a file what an earlier version would have written."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("ALTER TABLE rollouts DROP COLUMN version")
+        for name in ("entropies", "ratios", "versions"):
+            db.execute(f"ALTER TABLE tokens DROP COLUMN {name}")
+
+
+def test_a_file_of_an_earlier_version_is_read_as_it_is(path: Path, writer: RolloutWriter, tmp_path: Path) -> None:
+    writer.add(7, [make_row(problem="old")])
+    writer.close()
+    without_later_columns(path)
+    path.chmod(0o444)
+    before = path.read_bytes()
+    old = make_row(problem="old", version=None, versions=[], entropies=[], ratios=[], stage="zero", step=7)
+    store = RolloutStore(path)
+    assert list(store.iter_rollouts(tokens=True)) == [old] == [store.get(1)]
+    assert [row.problem_id for row in store.search("wait")] == ["old"]
+    archive_rollouts(store, tmp_path / "archive")
+    assert path.read_bytes() == before
+    path.chmod(0o644)
+
+
+def test_a_writer_brings_a_file_of_an_earlier_version_up_to_date(path: Path, writer: RolloutWriter) -> None:
+    writer.add(7, [make_row(problem="old")])
+    writer.close()
+    without_later_columns(path)
+    reader = RolloutStore(path).iter_rollouts(tokens=True)
+    assert next(reader).problem_id == "old"  # a reader at work does not hold the writer up
+    writer.add(8, [make_row(problem="new")])
+    assert list(reader) == []
+    old, new = RolloutStore(path).iter_rollouts(tokens=True)
+    assert (old.version, old.entropies, old.logprobs) == (None, [], new.logprobs)
+    assert new == make_row(problem="new", stage="zero", step=8)
 
 
 def test_a_step_is_kept_whole_or_not_at_all(path: Path, writer: RolloutWriter) -> None:
@@ -194,6 +261,17 @@ def test_the_archive_holds_every_rollout_in_parts(path: Path, writer: RolloutWri
     assert table.column("problem_id").to_pylist() == [f"p{i}" for i in range(5)]
     assert table.column("token_ids").to_pylist() == [[1, 2]] * 4 + [[]]
     assert table.column("rewards")[0].as_py() == '{"accuracy": 1.0, "format": 0.5}'
+
+
+def test_the_archive_gives_back_what_was_stored(path: Path, writer: RolloutWriter, tmp_path: Path) -> None:
+    unknown = make_row("p1", version=None, versions=[], entropies=[], ratios=[], token_ids=[], logprobs=[])
+    writer.add(1, [make_row(), unknown])
+    archive_rollouts(RolloutStore(path), tmp_path / "archive", rows_per_part=1)
+    rows = pyarrow.parquet.read_table(tmp_path / "archive").to_pylist()
+    for row in rows:
+        row |= {name: json.loads(row[name]) for name in ("rewards", "reference")}
+        row["versions"] = [tuple(stretch) for stretch in row["versions"]]
+    assert [RolloutRow(**row) for row in rows] == list(RolloutStore(path).iter_rollouts(tokens=True))
 
 
 def test_nothing_to_archive_is_said(path: Path, tmp_path: Path) -> None:
