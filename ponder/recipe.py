@@ -491,6 +491,8 @@ class FineTuneStage(Settings):
             raise ValueError("give exactly one of `model` (start from weights) and `shape` (start from nothing)")
         if self.max_positions is not None and self.shape is not None:
             raise ValueError("`max_positions` goes with `model`: a new model has `shape.max_positions`")
+        if self.lora is not None and self.shape is not None:
+            raise ValueError("`lora` goes with `model`: a new model has learnt nothing that may be frozen")
         if bool(self.data) == (self.on_policy is not None):
             raise ValueError("give exactly one of `data` and `on_policy`")
         if "mini-world" in self.data and self.data != ("mini-world",):
@@ -726,6 +728,15 @@ class ClusterSettings(Settings):
         return {} if self.kind == "local" else self.model_dump(mode="json", exclude=apart)
 
 
+class StoreSettings(Settings):
+    """How large a run's records may grow; no result depends on it."""
+
+    rollouts_mib: float = Field(2048.0, gt=0)
+    """Of rollouts.sqlite, in MiB: beyond it the oldest steps lose token ids, then texts, then their rows."""
+    metrics_mib: float = Field(64.0, gt=0)
+    """Of metrics.jsonl, in MiB: beyond it every second line of training among the older half goes."""
+
+
 class TensorBoardSettings(Settings):
     """Event files for TensorBoard."""
 
@@ -790,6 +801,7 @@ class Recipe(Settings):
     """The verifiers' workers."""
     tracking: TrackingSettings = TrackingSettings()
     """Trackers of metrics; no result depends on them."""
+    store: StoreSettings = StoreSettings()
     stages: dict[str, Stage]
     """In any order: each runs after those that it starts from."""
 

@@ -33,6 +33,7 @@ from ponder.model.decoder import Decoder
 from ponder.model.fallback import FallbackDecoder
 from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.load import load_model
+from ponder.model.lora import add_adapters, learnt_weights, load_learnt_weights, merged_decoder
 from ponder.model.replies import reply_text
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
@@ -127,6 +128,8 @@ class FineTuning:
         self.context = context
         data = _open_data(stage, context)
         self.model = _start(stage, data, context)
+        if stage.lora is not None:
+            add_adapters(self.model.decoder, stage.lora, context.seed)
         self.lesson = _lesson(stage, context, self.model, data)
         self.optimizer = Optimizer(self.model.decoder, stage.optimizer, self.lesson.total_steps)
         self.step = 0
@@ -147,7 +150,8 @@ class FineTuning:
             self._guard(lap.update)
             self._log(lap, lr)
             self._checkpoint_if_due()
-        save_folder(self.context.model_dir, self.model.decoder, self.model.tokenizer, self.model.generation)
+        plain = merged_decoder(self.model.decoder)
+        save_folder(self.context.model_dir, plain, self.model.tokenizer, self.model.generation)
         self._gate()
 
     def _guard(self, update: UpdateStatistics) -> None:
@@ -187,7 +191,7 @@ class FineTuning:
 
     def _checkpoint(self) -> None:
         state = {
-            "weights": self.model.decoder.state_dict(),
+            "weights": learnt_weights(self.model.decoder),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "cursor": self.cursor,
@@ -198,7 +202,7 @@ class FineTuning:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
         state = load_state(self.context.state_dir)
         if state is not None:
-            self.model.decoder.load_state_dict(state["weights"])
+            load_learnt_weights(self.model.decoder, state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.cursor = state["step"], state["cursor"]
         last = self.step if state is not None else -1

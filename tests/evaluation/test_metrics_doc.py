@@ -10,7 +10,7 @@ from ponder.evaluation.heldout import HeldOutResult, JudgedProblem
 from ponder.evaluation.metrics import pass_at_1
 from ponder.evaluation.reflection import ENGLISH
 from ponder.recipe import WatchdogSettings
-from ponder.stages.reinforce import update_metrics
+from ponder.stages._groups import update_metrics
 from ponder.stages.watchdog import RULES, Watchdog
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks.base import Problem
@@ -55,7 +55,7 @@ def test_what_updates_and_watchdog_log_is_documented(page: str, documented: set[
 
 def test_metric_names_in_the_code_are_documented(repository: Path, documented: set[str]) -> None:
     """Every `"group/name":` that a stage writes."""
-    for stage in ("reinforce", "sample", "fine_tune", "train_reward", "evaluate"):
+    for stage in ("reinforce", "_groups", "sample", "fine_tune", "train_reward", "evaluate"):
         source = (repository / "ponder" / "stages" / f"{stage}.py").read_text(encoding="utf-8")
         written = re.findall(r'"([a-z]+/[a-z@1_]+)"(?:\]? [=:]|:)', source)
         assert set(written) <= documented, stage

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ponder.cluster import backend
 from ponder.errors import InterruptedRunError, RefusedError
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
@@ -29,8 +30,10 @@ from ponder.rewards import RewardContext
 from ponder.rollout.native import NativeEngine
 from ponder.run import RunFolder
 from ponder.stages import reinforce
+from ponder.stages._feed import Asked, Asker
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks.base import Problem, content_hash, split_of
+from ponder.training import trainer
 from ponder.training.optimizer import Optimizer
 from ponder.verifiers.base import Verdict
 
@@ -231,13 +234,13 @@ def test_every_option_logs_finite_numbers(name: str, go: Go) -> None:
 def test_whole_groups_are_dealt_out_to_the_updates(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five groups to two updates: three and two, each group whole and in one update only."""
     dealt: list[list[tuple[int, ...]]] = []
-    original = reinforce.policy_step
+    original = trainer.policy_step
 
     def policy_step(policy: Any, optimizer: Any, trajectories: Any, *args: Any, **kwargs: Any) -> Any:
         dealt.append([t.example.prompt_ids for t in trajectories])
         return original(policy, optimizer, trajectories, *args, **kwargs)
 
-    monkeypatch.setattr(reinforce, "policy_step", policy_step)
+    monkeypatch.setattr(trainer, "policy_step", policy_step)
     go(prompts_per_step=5, updates_per_step=2, steps=2)
     assert [len(update) for update in dealt] == [12, 8, 12, 8]
     for first, second in (dealt[:2], dealt[2:]):
@@ -302,7 +305,7 @@ class CountingEngine(NativeEngine):
 @pytest.fixture
 def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(CountingEngine, "calls", [])
-    monkeypatch.setattr(reinforce, "NativeEngine", CountingEngine)
+    monkeypatch.setattr(backend, "NativeEngine", CountingEngine)
     return CountingEngine.calls
 
 
@@ -354,13 +357,13 @@ def test_no_problem_comes_twice_in_a_step(go: Go, monkeypatch: pytest.MonkeyPatc
 
 def test_training_never_sees_a_test_problem(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Problem] = []
-    original = reinforce.Reinforcement._rollouts
+    original = Asker.ask
 
-    def rollouts(self: reinforce.Reinforcement, problems: Sequence[Problem]) -> list[reinforce.Group]:
+    def ask(self: Asker, step: int, problems: Sequence[Problem]) -> Asked:
         seen.extend(problems)
-        return original(self, problems)
+        return original(self, step, problems)
 
-    monkeypatch.setattr(reinforce.Reinforcement, "_rollouts", rollouts)
+    monkeypatch.setattr(Asker, "ask", ask)
     go(prompts_per_step=20, group_size=2, steps=2, watchdog={"preflight_prompts": 8})
     assert len(seen) == 48
     assert {split_of(problem) for problem in seen} == {"train"}
