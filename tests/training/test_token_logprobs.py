@@ -82,3 +82,10 @@ def test_no_rows_are_no_problem() -> None:
     hidden, head, targets = random_case()
     logprobs, entropies = token_logprobs(hidden[:0], head, targets[:0], with_entropy=True)
     assert logprobs.shape == entropies.shape == (0,)
+
+
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
+    hidden, head, targets = random_case()
+    expected = torch.autograd.grad(token_logprobs(hidden, head, targets)[0].sum(), hidden)[0]
+    found = torch.autograd.grad(token_logprobs(hidden, head.detach(), targets)[0].sum(), hidden)[0]
+    assert torch.equal(found, expected)
