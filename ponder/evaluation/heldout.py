@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
@@ -26,7 +26,7 @@ from ponder.evaluation.reflection import count_reflection_words
 from ponder.model.parser import Split
 from ponder.model.templates import render
 from ponder.rewards import IN_PROCESS, Judges, RolloutJudge, is_finished, status_shares
-from ponder.rollout.base import Engine, FinishReason, Progress, Request, Sampling
+from ponder.rollout.base import Completion, Engine, FinishReason, Progress, Request, Sampling
 from ponder.store.rollouts import RolloutRow
 from ponder.tasks import vote_key
 from ponder.tasks.base import Problem
@@ -161,8 +161,25 @@ def evaluate_problems(
         for prompt, problem in zip(prompts, problems, strict=True)
     ]
     judge = RolloutJudge(judges, tokenizer, problems, prompts, on_progress)
-    judged = judge.judged(engine.generate(requests, sampling, seed, judge.on_finished))
-    return HeldOutResult([judged_problem(*parts) for parts in zip(problems, prompts, judged, strict=True)])
+    sampled = engine.generate(requests, sampling, seed, judge.on_finished)
+    parts = zip(problems, prompts, judge.judged(sampled), strict=True)
+    return HeldOutResult([_with_tokens(judged_problem(*part), own) for part, own in zip(parts, sampled, strict=True)])
+
+
+def _with_tokens(judged: JudgedProblem, completions: Sequence[Completion]) -> JudgedProblem:
+    """The same with what is known of each token."""
+    rollouts = [
+        replace(
+            row,
+            version=completion.oldest_version if completion.versions else None,
+            versions=completion.versions,
+            token_ids=completion.ids,
+            logprobs=completion.logprobs,
+            entropies=completion.entropies,
+        )
+        for row, completion in zip(judged.rollouts, completions, strict=True)
+    ]
+    return replace(judged, rollouts=rollouts)
 
 
 def judged_problem(problem: Problem, prompt: str, completions: Sequence[JudgedText]) -> JudgedProblem:

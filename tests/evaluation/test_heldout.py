@@ -42,7 +42,8 @@ class ScriptedEngine:
 
     def _completion(self, text: str) -> Completion:
         ids = self.tokenizer.encode(text)
-        return Completion(ids, [-0.5] * len(ids), "length" if text.endswith("...") else "stop")
+        entropies = [float(place) for place in range(len(ids))]
+        return Completion(ids, [-0.5] * len(ids), "length" if text.endswith("...") else "stop", [(0, 7)], entropies)
 
 
 def problems(count: int) -> list[Problem]:
@@ -99,6 +100,10 @@ def test_rows_hold_what_was_asked_and_said(tokenizer: Tokenizer) -> None:
     assert (row.problem_id, row.sample, row.split, row.correct) == (problem.id, 0, "test", True)
     assert row.rewards == {"accuracy": 1.0}
     assert row.finish_reason == "stop"
+    ids = tokenizer.encode(text)
+    assert (row.token_ids, row.logprobs, row.version) == (ids, [-0.5] * len(ids), 7)
+    assert row.entropies == list(range(len(ids)))
+    assert row.length == len(ids)
 
 
 def test_a_prompt_that_opens_the_thinking_is_known_to_the_parser(tokenizer: Tokenizer) -> None:
