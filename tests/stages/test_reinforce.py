@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,120 +15,25 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import Done, Go, make_recipe, same_weights, timeless
 from torch import Tensor
 
 from ponder.cluster import backend
 from ponder.errors import InterruptedRunError, RefusedError
-from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder
-from ponder.model.folder import load_folder, save_folder
+from ponder.model.folder import load_folder
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
 from ponder.pipeline import run_pipeline
-from ponder.recipe import JudgingSettings, Recipe, load_recipe
+from ponder.recipe import JudgingSettings
 from ponder.rewards import RewardContext
 from ponder.rollout.native import NativeEngine
 from ponder.run import RunFolder
 from ponder.stages import reinforce
 from ponder.stages._feed import Asked, Asker
-from ponder.store.rollouts import RolloutRow
 from ponder.tasks.base import Problem, content_hash, split_of
 from ponder.training import trainer
 from ponder.training.optimizer import Optimizer
 from ponder.verifiers.base import Verdict
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of one layer, with a tokenizer in which two thirds of all tokens go on and one third ends."""
-    tokenizer = Tokenizer.train(["0123456789+-* wait"], vocab_size=470)
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_positions=256,
-        eos_ids=tokenizer.eos_ids,
-        initializer_range=0.1,
-    )
-    decoder = Decoder(config)
-    decoder.initialise(0)
-    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 3))
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_folder(folder, decoder, tokenizer)
-    return folder
-
-
-def make_recipe(model: Path, **changes: Any) -> Recipe:
-    """Four steps of 2 prompts x 4 samples x 12 tokens with a random reward; nested blocks are merged."""
-    stage: dict[str, Any] = {
-        "verb": "reinforce",
-        "model": str(model),
-        "template": "mini",
-        "tasks": {"arithmetic": {"difficulty": 2}},
-        "rewards": {"random": 1.0, "format": 0.5},
-        "steps": 4,
-        "prompts_per_step": 2,
-        "group_size": 4,
-        "sampling": {"max_tokens": 12},
-        "optimizer": {"lr": 3e-3},
-        "evaluation": {"every": 0},
-        "watchdog": {"enabled": False, "preflight_prompts": 0},
-        "checkpoint_every": 2,
-    }
-    for name, value in changes.items():
-        stage[name] = {**stage[name], **value} if name in ("watchdog", "optimizer", "sampling") else value
-    return load_recipe({"name": "tiny", "threads": 1, "judging": {"workers": 0}, "stages": {"zero": stage}})
-
-
-class Done:
-    """A finished run, read back."""
-
-    def __init__(self, folder: Path) -> None:
-        self.run = RunFolder(folder)
-        self.lines = self.run.metrics("zero")
-        self.weights: dict[str, Tensor] = load_file(folder / "stages" / "zero" / "model" / "model.safetensors")
-
-    @property
-    def training(self) -> list[dict[str, Any]]:
-        """The metrics of the steps, without those of evaluations."""
-        return [line for line in self.lines if "loss/policy" in line]
-
-    def rollouts(self, split: str = "train") -> list[RolloutRow]:
-        return list(self.run.rollouts().iter_rollouts("zero", split=split, tokens=True))
-
-    def series(self, name: str) -> list[float]:
-        return [line[name] for line in self.training]
-
-
-Go = Callable[..., Done]
-
-
-@pytest.fixture
-def go(tmp_path: Path, model_folder: Path) -> Go:
-    """Run the tiny recipe with changes; `folder` names the run."""
-
-    def run(folder: str = "run", **changes: Any) -> Done:
-        run_pipeline(make_recipe(model_folder, **changes), tmp_path / folder, quiet=True)
-        return Done(tmp_path / folder)
-
-    return run
-
-
-def same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    assert a.keys() == b.keys()
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def timeless(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics without what the clock decides."""
-    clock = ("time", "elapsed")
-    return [{k: v for k, v in line.items() if k not in clock and k[:5] not in ("time/", "speed")} for line in lines]
-
 
 # --- what a run leaves ---------------------------------------------------------------------------------------------
 
