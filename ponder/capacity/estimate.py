@@ -1,0 +1,330 @@
+"""A recipe on a cluster: where each stage computes, how long it takes, what does not fit and what would mend it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ponder.capacity.assumptions import Assumptions
+from ponder.capacity.hardware import Cluster
+from ponder.capacity.jobs import Layout, RolloutJob, TrainingJob
+from ponder.capacity.memory import RolloutMemory, TrainingMemory, rollout_memory, training_memory
+from ponder.capacity.shapes import DecoderShape
+from ponder.capacity.timing import RolloutTime, UpdateTime, handover_s, rollout_time, update_time
+from ponder.capacity.workload import Workload, workload
+from ponder.errors import UsageError
+from ponder.lineage import running_order
+from ponder.recipe import LoraSettings, Recipe
+
+Schedule = Literal["synchronous", "one_step_behind", "asynchronous"]
+_GB = 10**9
+_MOST_DEVICES = 1 << 14
+_SPLITS = 64  # of the devices into samplers and trainers that are tried
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """One step of a stage on one layout; a half that has no work is None, and so is its memory."""
+
+    layout: Layout
+    rollout: RolloutTime | None
+    update: UpdateTime | None
+    handover_s: float
+    step_s: float
+    rollout_memory: RolloutMemory | None
+    training_memory: TrainingMemory | None
+    problems: tuple[str, ...]
+    """What does not fit, a sentence each; the times are then those of devices with more memory."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage."""
+
+    name: str
+    verb: str
+    model: DecoderShape
+    mean_tokens: float | None
+    """Of a completion; None where nothing is drawn."""
+    longest_tokens: float | None
+    tokens_per_step: float
+    """Of prompts and completions, or of examples."""
+    steps: float | None
+    step: StepEstimate
+    evaluation_s: float
+    """Of all held-out evaluations of the stage."""
+    hours: float | None
+    """None where the number of steps is not known."""
+    gpu_hours: float | None
+    advice: tuple[str, ...]
+    """What would make it fit, or much faster, or its time known."""
+
+
+@dataclass(frozen=True)
+class ClusterEstimate:
+    """A whole recipe; stages that run no model are left out."""
+
+    cluster: Cluster
+    assumptions: Assumptions
+    stages: tuple[StageEstimate, ...]
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all stages whose time is known, one after another."""
+        return sum(stage.gpu_hours or 0.0 for stage in self.stages)
+
+
+def estimate_recipe(recipe: Recipe, cluster: Cluster, assumptions: Assumptions) -> ClusterEstimate:
+    """Every stage of a recipe on a cluster.
+
+    Where the recipe asks for GPUs on Ray, its own workers, ranks and devices a worker are taken. Otherwise samplers
+    with tensor parallelism, as vLLM has it, are assumed, and the fastest split that fits is found.
+
+    Raises `UsageError` for a model of unknown size, for more workers and ranks than there are devices, and for
+    shared devices that are to do both at once.
+    """
+    another_engine = cluster.devices > 1 or recipe.cluster.kind == "ray"
+    stages = []
+    for name in running_order(recipe):
+        work = workload(recipe, name, assumptions, another_engine)
+        if work is not None:
+            stages.append(_stage(recipe, name, work, cluster, assumptions))
+    return ClusterEstimate(cluster, assumptions, tuple(stages))
+
+
+def _stage(recipe: Recipe, name: str, work: Workload, cluster: Cluster, a: Assumptions) -> StageEstimate:
+    schedule = recipe.cluster.schedule if work.rollouts and work.training else "synchronous"
+    staleness = recipe.cluster.max_staleness
+    layouts = list(_layouts(recipe, work, cluster))
+    step = best_step(work, layouts, a, schedule, staleness)
+    evaluation_s = work.evaluation_count * _rollout_s(work.model, work.evaluations, step.layout, a)
+    hours = None if work.steps is None else (work.steps * step.step_s + evaluation_s) / 3600
+    lengths = work.rollouts.lengths if work.rollouts else None
+    return StageEstimate(
+        name=name,
+        verb=recipe.stages[name].verb,
+        model=work.model,
+        mean_tokens=lengths.mean if lengths else None,
+        longest_tokens=lengths.longest if lengths else None,
+        tokens_per_step=_tokens(work),
+        steps=work.steps,
+        step=step,
+        evaluation_s=evaluation_s,
+        hours=hours,
+        gpu_hours=None if hours is None else hours * cluster.devices,
+        advice=(
+            *_to_fit(name, work, step, a),
+            *_to_speed_up(work, layouts, a, schedule, staleness, step),
+            *_to_know(work),
+        ),
+    )
+
+
+def _tokens(work: Workload) -> float:
+    if work.training is not None:
+        return work.training.tokens
+    return work.rollouts.completions * work.rollouts.lengths.sequence if work.rollouts else 0.0
+
+
+# --- where ---------------------------------------------------------------------------------------------------------
+
+
+def _layouts(recipe: Recipe, work: Workload, cluster: Cluster) -> Iterator[Layout]:
+    """Every way in which the cluster can carry out a stage, as far as neither recipe nor cluster say."""
+    device, devices = cluster.device, cluster.devices
+    if work.rollouts is None:
+        yield Layout(device, 0, devices)
+    elif work.training is None:
+        yield from (Layout(device, devices, 0, tp) for tp in _powers_of_two(devices))
+    elif recipe.cluster.kind == "ray" and recipe.cluster.rollout.gpus:
+        yield _layout_of_recipe(recipe, cluster)
+    elif cluster.shared or devices == 1:
+        if recipe.cluster.schedule != "synchronous":
+            raise UsageError(
+                f"cluster.schedule {recipe.cluster.schedule!r} samples and trains at once, which shared devices cannot: "
+                "write --cluster as 8xH100:rollout=4,train=4, or set cluster.schedule=synchronous"
+            )
+        yield from (Layout(device, devices, devices, tp, True, devices > 1) for tp in _powers_of_two(devices))
+    elif cluster.rollout is not None:
+        for tp in _powers_of_two(cluster.rollout):
+            yield Layout(device, cluster.rollout, devices - cluster.rollout, tp)
+    else:
+        grain = max(1, devices // _SPLITS)
+        for tp in _powers_of_two(devices - 1):
+            step = max(tp, grain)
+            for rollout in range(step, devices, step):
+                yield Layout(device, rollout, devices - rollout, tp)
+
+
+def _layout_of_recipe(recipe: Recipe, cluster: Cluster) -> Layout:
+    rollout, trainer = recipe.cluster.rollout, recipe.cluster.trainer
+    tp = rollout.vllm.tensor_parallel if rollout.engine == "vllm" else 1
+    needed = rollout.workers * tp + trainer.ranks
+    if needed > cluster.devices:
+        raise UsageError(
+            f"cluster.rollout ({rollout.workers} workers of {tp} devices) and cluster.trainer ({trainer.ranks} ranks) "
+            f"need {needed} devices, --cluster has {cluster.devices}: lower cluster.rollout.workers or "
+            "cluster.trainer.ranks, or name a larger cluster"
+        )
+    return Layout(cluster.device, rollout.workers * tp, trainer.ranks, tp)
+
+
+def _powers_of_two(most: int) -> list[int]:
+    """1, 2, 4 .. up to 64 or `most`."""
+    return [1 << i for i in range(7) if 1 << i <= most]
+
+
+# --- how long ------------------------------------------------------------------------------------------------------
+
+
+def best_step(
+    work: Workload, layouts: Sequence[Layout], a: Assumptions, schedule: Schedule = "synchronous", staleness: int = 1
+) -> StepEstimate:
+    """The fastest layout among those that fit; samplers within one node come before those across nodes."""
+    steps = [step_on(work, layout, a, schedule, staleness) for layout in layouts]
+    return min(
+        steps,
+        key=lambda s: (len(s.problems), s.layout.tensor_parallel > s.layout.device.devices_per_node, s.step_s),
+    )
+
+
+def step_on(
+    work: Workload, layout: Layout, a: Assumptions, schedule: Schedule = "synchronous", staleness: int = 1
+) -> StepEstimate:
+    """One step of a stage on one layout."""
+    shape, device, problems = work.model, layout.device, []
+    usable = a.usable_memory * device.memory_bytes
+    training: TrainingMemory | None = None
+    update: UpdateTime | None = None
+    if work.training is not None:
+        training = training_memory(shape, work.training, layout.train_devices)
+        update = update_time(shape, work.training, device, layout.train_devices, a)
+        if training.total_bytes > usable:
+            problems.append(_too_large("training", training.total_bytes, usable))
+        for judge in work.training.judges:
+            needed = 4 * judge.shape.parameters
+            if needed > usable:
+                problems.append(_too_large(f"reward model {judge.shape.name}, whole in fp32,", needed, usable))
+    memory: RolloutMemory | None = None
+    rollout: RolloutTime | None = None
+    if work.rollouts is not None:
+        job, waits = work.rollouts, True
+        if schedule == "asynchronous":
+            job, waits = replace(job, prompts=job.prompts * (1 + staleness)), False
+        memory = _sampler_memory(shape, job, layout, training, a)
+        if memory is None:
+            problems.append(
+                f"sampling does not fit: weights and one completion of {job.lengths.longest:,.0f} tokens on "
+                f"{layout.tensor_parallel} x {usable / _GB:.0f} GB"
+            )
+        rollout = rollout_time(
+            shape,
+            job,
+            device,
+            layout.replicas,
+            layout.tensor_parallel,
+            _or_one(memory, shape, job, layout),
+            a,
+            not waits,
+        )
+        if schedule == "asynchronous":
+            rollout = _scaled(rollout, 1 / (1 + staleness))
+    both = work.rollouts is not None and work.training is not None
+    hand = handover_s(shape, layout, work.rollouts.weight_bytes, a) if both and work.rollouts else 0.0
+    rollout_s, update_s = rollout.total_s if rollout else 0.0, update.total_s if update else 0.0
+    step_s = (rollout_s + update_s if schedule == "synchronous" else max(rollout_s, update_s)) + hand
+    return StepEstimate(layout, rollout, update, hand, step_s, memory, training, tuple(problems))
+
+
+def _sampler_memory(
+    shape: DecoderShape, job: RolloutJob, layout: Layout, training: TrainingMemory | None, a: Assumptions
+) -> RolloutMemory | None:
+    resident = layout.shared and not layout.swapped and training is not None
+    taken = training.kept_bytes if resident and training is not None else 0.0
+    return rollout_memory(
+        shape, job, layout.device, layout.replicas, layout.tensor_parallel, a.usable_memory, taken, not resident
+    )
+
+
+def _or_one(memory: RolloutMemory | None, shape: DecoderShape, job: RolloutJob, layout: Layout) -> RolloutMemory:
+    """Where nothing fits, the time is that of one sequence at once: a figure to compare remedies by."""
+    return memory or RolloutMemory(job.weight_bytes * shape.parameters / layout.tensor_parallel, 0.0, 1.0)
+
+
+def _scaled(time: RolloutTime, factor: float) -> RolloutTime:
+    return RolloutTime(time.prefill_s * factor, time.decode_s * factor, time.decode_steps * factor)
+
+
+def _rollout_s(shape: DecoderShape, job: RolloutJob | None, layout: Layout, a: Assumptions) -> float:
+    """Of completions drawn while nothing trains, by the samplers of a layout."""
+    if job is None:
+        return 0.0
+    memory = _or_one(_sampler_memory(shape, job, layout, None, a), shape, job, layout)
+    return rollout_time(shape, job, layout.device, layout.replicas, layout.tensor_parallel, memory, a).total_s
+
+
+# --- what to change ------------------------------------------------------------------------------------------------
+
+
+def _too_large(what: str, needed: float, usable: float) -> str:
+    return f"{what} needs {needed / _GB:,.1f} of {usable / _GB:,.1f} GB a device"
+
+
+def _to_fit(name: str, work: Workload, step: StepEstimate, a: Assumptions) -> Iterator[str]:
+    usable = a.usable_memory * step.layout.device.memory_bytes
+    if work.training is not None and step.training_memory is not None and step.training_memory.total_bytes > usable:
+        yield _training_remedy(name, work.model, work.training, step.layout.train_devices, usable)
+    if work.rollouts is not None and step.rollout_memory is None:
+        yield "sampling fits with more devices a worker (cluster.rollout.vllm.tensor_parallel) or fewer max_tokens"
+    if work.training is not None and any(4 * judge.shape.parameters > usable for judge in work.training.judges):
+        yield f"a reward model fits with a base of at most {usable / 4 / _GB:.0f}B parameters (its train_reward stage's model)"
+
+
+def _training_remedy(name: str, shape: DecoderShape, job: TrainingJob, ranks: int, usable: float) -> str:
+    """The fewest changes, cheapest first, after which training fits."""
+    sequence = int(job.lengths.prompt + job.lengths.longest) + 1
+    changes = {
+        "cluster.trainer.sharding=fsdp2": ("sharding", job.sharding, "fsdp2"),
+        "activation_checkpointing=true": ("checkpointing", job.checkpointing, True),
+        "precision=bf16": ("arithmetic_bytes", job.arithmetic_bytes, 2),
+        f"stages.{name}.tokens_per_micro_batch={sequence}": (
+            "tokens_per_micro_batch",
+            job.tokens_per_micro_batch,
+            min(job.tokens_per_micro_batch, sequence),
+        ),
+    }
+    useful = {text: {field: new} for text, (field, old, new) in changes.items() if old != new}
+    everything = {key: value for change in useful.values() for key, value in change.items()}
+    for size in range(1, len(useful) + 1):
+        for chosen in itertools.combinations(useful, size):
+            changed = replace(job, **{key: value for text in chosen for key, value in useful[text].items()})
+            if training_memory(shape, changed, ranks).total_bytes <= usable:
+                return f"training fits with {' and '.join(chosen)}"
+    most = replace(job, **everything)
+    also = f" and {' and '.join(useful)}" if useful else ""
+    for more in itertools.takewhile(lambda n: n <= _MOST_DEVICES, (ranks << i for i in range(1, 15))):
+        if training_memory(shape, most, more).total_bytes <= usable:
+            return f"training fits on {more} devices{also}"
+    if training_memory(shape, replace(most, lora=LoraSettings()), ranks).total_bytes <= usable:
+        return f"training fits with stages.{name}.lora.rank={LoraSettings().rank}{also}"
+    return f"one sequence of {sequence:,} tokens is too long for a device: lower max_tokens or context"
+
+
+def _to_speed_up(
+    work: Workload, layouts: Sequence[Layout], a: Assumptions, schedule: Schedule, staleness: int, step: StepEstimate
+) -> Iterator[str]:
+    half = replace(
+        work,
+        rollouts=work.rollouts and replace(work.rollouts, weight_bytes=2),
+        training=work.training and replace(work.training, arithmetic_bytes=2),
+    )
+    faster = best_step(half, layouts, a, schedule, staleness).step_s
+    if half != work and step.step_s > 1.2 * faster:
+        yield f"precision=bf16 makes a step {step.step_s / faster:.1f} times as fast"
+
+
+def _to_know(work: Workload) -> Iterator[str]:
+    if work.unknown:
+        yield f"the number of steps is known with {work.unknown}"
