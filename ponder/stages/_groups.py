@@ -62,6 +62,9 @@ class Group:
                 reference=self.problem.reference,
                 token_ids=completion.ids,
                 logprobs=completion.logprobs,
+                entropies=completion.entropies,
+                version=completion.oldest_version,
+                versions=completion.versions,
             )
             for sample, completion in enumerate(self.completions)
         ]
@@ -73,6 +76,7 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
     correct = [v.correct for g in groups for v in g.verdicts]
     lengths = [len(c.ids) for c in completions]
     logprobs = [x for c in completions for x in c.logprobs]
+    entropies = [x for c in completions for x in c.entropies]
     texts = [text for g in groups for text in g.texts]
     shares = [thinking_consistency(s.thinking, g.problem.language) for g in groups for s in g.splits]
     metrics = {
@@ -84,8 +88,8 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "length/truncated_share": _mean([c.finish_reason == "length" for c in completions]),
         "reflection/words_per_response": _mean([count_reflection_words(text) for text in texts]),
         "language/consistency": _mean([share for share in shares if share is not None]),
-        # unbiased at temperature 1 without top-p or top-k: the mean surprise of what was sampled
-        "policy/entropy": -_mean(logprobs),
+        # where an engine does not tell: the mean surprise of what was sampled, unbiased without top-p and top-k
+        "policy/entropy": _mean(entropies) if entropies else -_mean(logprobs),
         "policy/staleness": _mean([version - c.oldest_version for c in completions]),
         "groups/dead_share": _mean([not any(g.advantages) for g in groups]),
     }

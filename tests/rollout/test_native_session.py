@@ -104,3 +104,12 @@ def test_an_engine_names_the_version_of_its_weights(decoder: Decoder) -> None:
     engine.version = 5
     ((completion,),) = engine.generate(make_requests([3], num_samples=1), Sampling(4), SEED)
     assert completion.versions == [(0, 5)]
+
+
+def test_every_token_knows_the_entropy_it_was_drawn_under(decoder: Decoder) -> None:
+    requests = make_requests([5], num_samples=2)
+    sampling = Sampling(10, temperature=0.7, top_k=5)
+    for completion in NativeEngine(decoder).generate(requests, sampling, SEED)[0]:
+        logits = logits_after(decoder, requests[0].prompt_ids, completion.ids) / 0.7
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        assert completion.entropies == pytest.approx(expected.tolist(), abs=1e-4)

@@ -51,8 +51,9 @@ def test_the_numbers_are_those_of_the_rollouts(go: Go) -> None:
         assert line["length/mean"] == pytest.approx(fmean(lengths))
         assert line["accuracy/pass@1"] == pytest.approx(fmean(row.correct for row in rows))
         assert line["length/truncated_share"] == fmean(row.finish_reason == "length" for row in rows)
-        surprise = [-x for row in rows for x in row.logprobs]
-        assert line["policy/entropy"] == pytest.approx(fmean(surprise), abs=1e-5)
+        assert line["policy/entropy"] == pytest.approx(fmean(x for row in rows for x in row.entropies), abs=1e-5)
+        assert line["policy/staleness"] == 0
+        assert {row.version for row in rows} == {line["step"] - 1}
         groups = [rows[:4], rows[4:]]
         for group in groups:
             assert len({row.problem_id for row in group}) == 1

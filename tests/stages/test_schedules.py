@@ -1,0 +1,253 @@
+"""Synchronous, one step behind, asynchronous: what each samples under which weights, and what a resume makes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import Done, make_recipe, same_weights, timeless
+
+from ponder.cluster.backend import LocalBackend
+from ponder.errors import InterruptedRunError, LostWorkersError, UsageError
+from ponder.model.folder import LoadedModel
+from ponder.pipeline import run_pipeline
+from ponder.recipe import Recipe, load_recipe
+from ponder.rollout.base import Completion, OnFinished, Request, Sampling, Ticket
+from ponder.rollout.native import NativeSession
+from ponder.stages.reinforce import Reinforcement
+from ponder.training.trainer import LocalTrainer, TrainerSettings
+
+
+class InlinePool:
+    """A `PoolEngine` in this process: one session over a copy of the model, which goes on whenever it is waited for."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.forget()
+
+    def forget(self) -> None:
+        self.session = NativeSession(copy.deepcopy(self.model.decoder), self.model.tokenizer.decode)
+        self.batches: dict[Ticket, tuple[int, Sequence[Request], OnFinished | None]] = {}
+        self.results: dict[int, dict[int, Completion]] = {}
+        self.count = 0
+
+    def begin(
+        self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
+    ) -> Ticket:
+        ticket = len(self.batches)
+        self.batches[ticket] = (self.count, requests, on_finished)
+        self.results |= {self.count + i: {} for i in range(len(requests))}
+        self.count += len(requests)
+        self.session.add(requests, sampling, seed)
+        return ticket
+
+    def is_done(self, ticket: Ticket) -> bool:
+        first, requests, _ = self.batches[ticket]
+        return all(len(self.results[first + i]) == r.num_samples for i, r in enumerate(requests))
+
+    def go_on(self) -> None:
+        for number, sample, completion in self.session.step():
+            self.results[number][sample] = completion
+            for first, requests, on_finished in self.batches.values():
+                if first <= number < first + len(requests) and on_finished is not None:
+                    on_finished([(number - first, sample, completion)])
+
+    def finish(self, ticket: Ticket) -> list[list[Completion]]:
+        while not self.is_done(ticket):
+            self.go_on()
+        first, requests, _ = self.batches[ticket]
+        return [[self.results[first + i][s] for s in range(r.num_samples)] for i, r in enumerate(requests)]
+
+    def finish_any(self, tickets: Sequence[Ticket], count: int) -> set[Ticket]:
+        while sum(map(self.is_done, tickets)) < count:
+            self.go_on()
+        return set([ticket for ticket in tickets if self.is_done(ticket)][:count])
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
+    ) -> list[list[Completion]]:
+        return self.finish(self.begin(requests, sampling, seed, on_finished))
+
+
+class InlineBackend(LocalBackend):
+    """Trains in this process, samples from an `InlinePool`."""
+
+    def __init__(self, model: LoadedModel, settings: TrainerSettings) -> None:
+        self.trainer = LocalTrainer(model.decoder, settings)
+        self.engine: Any = InlinePool(model)
+        self.published = -1
+
+    def publish(self) -> None:
+        if self.published != self.trainer.version:
+            self.engine.session.load_weights(self.trainer.version, copy.deepcopy(self.trainer.policy.state_dict()))
+            self.published = self.trainer.version
+
+    def recover(self) -> None:
+        self.engine.forget()
+        self.published = -1
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the tiny recipe under a schedule, over an `InlineBackend`; `folder` names the run."""
+
+    def open_backend(self: Reinforcement) -> Any:
+        stage = self.stage
+        return InlineBackend(
+            self.model,
+            TrainerSettings(
+                stage.optimizer,
+                stage.steps,
+                8192,
+                self.algorithm,
+                stage.sampling.temperature,
+                stage.sampling.max_tokens,
+            ),
+        )
+
+    monkeypatch.setattr(Reinforcement, "_open_backend", open_backend)
+
+    def run(folder: str, schedule: str, max_staleness: int = 1, **changes: Any) -> Done:
+        cluster = {"kind": "ray", "schedule": schedule, "max_staleness": max_staleness}
+        recipe = make_recipe(model_folder, **({"steps": 8, "checkpoint_every": 4} | changes))
+        run_pipeline(Recipe.model_validate(recipe.model_dump() | {"cluster": cluster}), tmp_path / folder, quiet=True)
+        return Done(tmp_path / folder)
+
+    return run
+
+
+def stalenesses(done: Done) -> list[list[int]]:
+    """For each step, how many updates lie between each rollout's oldest token and the policy that learns from it."""
+    found: dict[int, list[int]] = {}
+    for row in done.rollouts():
+        assert row.version is not None
+        found.setdefault(row.step, []).append(row.step - 1 - row.version)
+    return [found[step] for step in sorted(found)]
+
+
+def assert_whole(done: Done) -> None:
+    """Every step has its two problems, each sampled four times, and no problem is trained on twice."""
+    for step in range(1, 9):
+        rows = [row for row in done.rollouts() if row.step == step]
+        assert Counter(row.sample for row in rows) == dict.fromkeys(range(4), 2)
+        assert set(Counter(row.problem_id for row in rows).values()) == {4}
+    assert len({row.problem_id for row in done.rollouts()}) == 16
+
+
+def test_synchronous_rollouts_are_of_the_newest_policy(run: Run) -> None:
+    done = run("run", "synchronous")
+    assert_whole(done)
+    assert stalenesses(done) == [[0] * 8] * 8
+
+
+def test_one_step_behind_is_one_step_behind_but_after_a_pause(run: Run) -> None:
+    """Checkpoints after steps 4 and 8: steps 1 and 5 sample under the newest weights."""
+    done = run("run", "one_step_behind")
+    assert_whole(done)
+    assert stalenesses(done) == [[behind] * 8 for behind in (0, 1, 1, 1, 0, 1, 1, 1)]
+    assert done.series("policy/staleness") == [0, 1, 1, 1, 0, 1, 1, 1]
+
+
+def test_the_trainer_sees_how_far_the_sampler_is(run: Run) -> None:
+    done = run("run", "one_step_behind")
+    gaps = done.series("policy/logprob_gap")
+    assert max(gaps[0], gaps[4]) < 1e-5
+    assert min(gaps[1:4]) > 1e-4
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_asynchronous_rollouts_are_never_staler_than_the_limit(run: Run, limit: int) -> None:
+    done = run("run", "asynchronous", limit, sampling={"max_tokens": 40})
+    assert_whole(done)
+    found = stalenesses(done)
+    assert found[0] == [0] * 8
+    assert max(max(step) for step in found) == limit
+    mixed = [row for row in done.rollouts() if row.versions and len(row.versions) > 1]
+    assert mixed, "no rollout went on under new weights"
+    for row in mixed:
+        starts, versions = zip(*row.versions, strict=True)
+        assert starts[0] == 0
+        assert list(starts) == sorted(set(starts))
+        assert list(versions) == sorted(set(versions))
+        assert versions[0] == row.version
+        assert versions[-1] <= row.step - 1
+        assert starts[-1] < row.length
+
+
+@pytest.mark.parametrize("schedule", ["synchronous", "one_step_behind", "asynchronous"])
+def test_what_is_lost_is_done_again(run: Run, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
+    """The trainers are lost in step 7, after the checkpoint of step 4: no rollout is missing, none is there twice."""
+    whole = run("whole", schedule)
+    original, calls = LocalTrainer.policy_updates, [0]
+
+    def updates(self: LocalTrainer, parts: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 7:
+            raise LostWorkersError("trainer rank 0 of 1 died")
+        return original(self, parts)
+
+    monkeypatch.setattr(LocalTrainer, "policy_updates", updates)
+    broken = run("broken", schedule)
+    assert calls[0] == 8 + 3
+    assert_whole(broken)
+    assert [line["step"] for line in broken.training] == list(range(1, 9))
+    if schedule != "asynchronous":
+        assert same_weights(broken.weights, whole.weights)
+        assert timeless(broken.lines) == timeless(whole.lines)
+        assert broken.rollouts() == whole.rollouts()
+
+
+def test_too_many_losses_end_the_run_and_the_next_start_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("whole", "one_step_behind")
+    original, broken = LocalTrainer.policy_updates, [True]
+
+    def updates(self: LocalTrainer, parts: Any) -> Any:
+        if broken[0] and self.version == 5:
+            raise LostWorkersError("trainer rank 0 of 1 died")
+        return original(self, parts)
+
+    monkeypatch.setattr(LocalTrainer, "policy_updates", updates)
+    with pytest.raises(InterruptedRunError, match="trainer rank 0 of 1 died"):
+        run("broken", "one_step_behind")
+    broken[0] = False
+    assert same_weights(run("broken", "one_step_behind").weights, whole.weights)
+
+
+@pytest.mark.parametrize("schedule", ["one_step_behind", "asynchronous"])
+def test_a_stop_between_checkpoints_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
+    """What was under way is asked for again."""
+    original = Reinforcement._watch
+
+    def stop(self: Reinforcement, groups: Any) -> None:
+        original(self, groups)
+        self.context.stop.made = self.step == 6
+
+    monkeypatch.setattr(Reinforcement, "_watch", stop)
+    with pytest.raises(InterruptedRunError):
+        run("run", schedule)
+    monkeypatch.setattr(Reinforcement, "_watch", original)
+    assert_whole(run("run", schedule))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cluster.schedule": "asynchronous"}, "needs `cluster.kind: ray`"),
+        (
+            {"cluster.kind": "ray", "cluster.schedule": "one_step_behind"}
+            | {"stages.zero.algorithm.dynamic_sampling_retries": 1},
+            "needs `cluster.schedule: synchronous`",
+        ),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(model_folder: Path, changes: dict[str, Any], message: str) -> None:
+    overrides = [f"{path}={value}" for path, value in changes.items()]
+    with pytest.raises(UsageError, match=message):
+        load_recipe(make_recipe(model_folder).model_dump(mode="json"), overrides)
