@@ -734,7 +734,7 @@ class StoreSettings(Settings):
     rollouts_mib: float = Field(2048.0, gt=0)
     """Of rollouts.sqlite, in MiB: beyond it the oldest steps lose token ids, then texts, then their rows."""
     metrics_mib: float = Field(64.0, gt=0)
-    """Of metrics.jsonl, in MiB: beyond it every second line of training among the older half goes."""
+    """Of metrics.jsonl, in MiB: beyond it the older half keeps every second step of training only, or fewer."""
 
 
 class TensorBoardSettings(Settings):

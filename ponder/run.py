@@ -288,13 +288,15 @@ class StageContext:
 
         Raises `BrokenInputError` when the disk refuses, `UsageError` when a tracker that the recipe names does.
         """
+        trackers = _trackers(recipe, stage_name, run, reporter)
+        caps = recipe.store
         context = cls(
             recipe=recipe,
             stage_name=stage_name,
             run=run,
             seed=stage_seed(recipe.seed, stage_name),
-            metrics=MetricsLog(run.metrics_path, stage_name, _trackers(recipe, stage_name, run, reporter)),
-            rollouts=RolloutWriter(run.rollouts_path, stage_name, warn=reporter.warn),
+            metrics=MetricsLog(run.metrics_path, stage_name, trackers, caps.metrics_mib, reporter.warn),
+            rollouts=RolloutWriter(run.rollouts_path, stage_name, caps.rollouts_mib, reporter.warn),
             evaluations=EvaluationsWriter(run.evaluations_path, stage_name),
             reporter=reporter,
             judges=Judges(recipe.judging),

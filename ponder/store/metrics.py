@@ -2,6 +2,10 @@
 
 `time` is Unix time in seconds; `elapsed` is seconds of work in the stage, without the pauses between a stop and
 a resume. A number that is NaN or infinite is written as null, so that every line is valid JSON.
+
+The file has a cap. Beyond it the older half of the lines is thinned: every second step of training stays, or every
+fourth, and so on, so that a curve keeps its whole range, finest near its end. Evaluations, alarms and a stage's first
+and last line stay, and a line that goes leaves its counts of tokens to the next one: sums over a stage hold.
 """
 
 from __future__ import annotations
@@ -11,25 +15,51 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ponder.errors import BrokenInputError
+from ponder.recipe import StoreSettings
 from ponder.store.files import atomic_write, disk_errors
 from ponder.store.tracking import Sink
 
 Line = dict[str, Any]
 
+_THINNED_SHARE = 0.9
+"""Of the cap, to which a file beyond it is thinned, so that not every line has to thin it again."""
+
+_TRAINED = "grad/norm"
+"""Every line of training holds it, and no other line does."""
+
+_ALARMS = "watchdog/"
+"""Metrics that are 0 while all is well."""
+
+_COUNTS = "tokens/"
+"""Metrics that count since the line before."""
+
 
 class MetricsLog:
     """Appends the metrics of one stage to the run's file. Unbuffered; used by one process at a time."""
 
-    def __init__(self, path: Path, stage: str, sinks: Sequence[Sink] = ()) -> None:
-        """`sinks` are handed every line's finite numbers. Raises `BrokenInputError` when the file cannot be written."""
+    def __init__(
+        self,
+        path: Path,
+        stage: str,
+        sinks: Sequence[Sink] = (),
+        cap_mib: float = StoreSettings().metrics_mib,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`sinks` are handed every line's finite numbers; `warn` is told once that a file beyond `cap_mib` is thinned.
+
+        Raises `BrokenInputError` when the file cannot be written.
+        """
         self.path = path
         self.stage = stage
         self._sinks = sinks
+        self._cap = self._limit = int(cap_mib * 2**20)
+        self._warn: Callable[[str], None] | None = warn
         self._file: io.FileIO | None = None
         self._resume_clock()
 
@@ -48,6 +78,8 @@ class MetricsLog:
         except BrokenInputError:
             self._close_file()  # what a full disk took of the line is cut off when the file is opened again
             raise
+        if self._open().tell() > self._limit:
+            self._thin()
         finite = {name: line[name] for name in values if line[name] is not None}
         for sink in self._sinks:
             sink.write(step, finite)
@@ -57,6 +89,18 @@ class MetricsLog:
         self._close_file()
         edit_metrics(self.path, lambda line: line if line["stage"] != self.stage or line["step"] <= step else None)
         self._resume_clock()
+
+    def _thin(self) -> None:
+        self._close_file()
+        size = thin_metrics(self.path, int(self._cap * _THINNED_SHARE))
+        # where all that is left must stay, the file may grow, and is not gone through at every line
+        self._limit = max(self._cap, int(size / _THINNED_SHARE))
+        if self._warn is not None:
+            self._warn(
+                f"{self.path.name} reached its cap of {self._cap / 2**20:g} MiB (store.metrics_mib): from here on its "
+                "older half keeps every second step of training only, or fewer"
+            )
+            self._warn = None
 
     def close(self) -> None:
         """Close the file, which the next `write` opens again, and the sinks for good."""
@@ -100,6 +144,55 @@ def edit_metrics(path: Path, change: Callable[[Line], Line | None]) -> None:
     new = [kept for kept in map(change, (dict(line) for line in old)) if kept is not None]
     if new != old:
         atomic_write(path, b"".join(map(_encode, new)))
+
+
+def thin_metrics(path: Path, target: int) -> int:
+    """Thin the file, at once, until it holds `target` bytes or nothing more can go; returns the bytes that it holds.
+
+    Of the older half only every second step of training stays, or every fourth, eighth, ....
+    """
+    lines = list(_lines(path))
+    older = len(lines) // 2
+    longest = max((line["step"] for line in lines), default=0)
+    stride = 1
+    while (size := sum(len(_encode(line)) for line in lines)) > target and stride <= longest:
+        stride *= 2
+        going = _off_stride(lines[:older], stride, ends={line["stage"]: place for place, line in enumerate(lines)})
+        lines, older = _without(lines, going), older - len(going)
+    atomic_write(path, b"".join(map(_encode, lines)))
+    return size
+
+
+def _off_stride(lines: Sequence[Line], stride: int, ends: Mapping[str, int]) -> set[int]:
+    """Places of the lines of training that may go; `ends` is the place of each stage's last line, which may not."""
+    begun: set[str] = set()
+    going: set[int] = set()
+    for place, line in enumerate(lines):
+        stage = line["stage"]
+        if stage in begun and place != ends[stage] and line["step"] % stride and _is_ordinary(line):
+            going.add(place)
+        begun.add(stage)
+    return going
+
+
+def _is_ordinary(line: Line) -> bool:
+    """A line of training that measures nothing held out, and at which no rule of the watchdog was broken."""
+    special = any("heldout" in name or (name.startswith(_ALARMS) and value) for name, value in line.items())
+    return _TRAINED in line and not special
+
+
+def _without(lines: Sequence[Line], going: Collection[int]) -> list[Line]:
+    """The other lines; what a line that goes has counted is counted by its stage's next one."""
+    carried: dict[str, Counter[str]] = {}
+    kept: list[Line] = []
+    for place, line in enumerate(lines):
+        counts = carried.pop(line["stage"], Counter())
+        if place in going:
+            counts.update({name: value for name, value in line.items() if name.startswith(_COUNTS) and value})
+            carried[line["stage"]] = counts
+        else:
+            kept.append({**line, **{name: count + (line.get(name) or 0) for name, count in counts.items()}})
+    return kept
 
 
 def series(lines: Iterable[Line], name: str) -> list[tuple[int, float]]:

@@ -19,12 +19,16 @@ from typing import Any, Literal
 import numpy as np
 
 from ponder.errors import BrokenInputError
+from ponder.recipe import StoreSettings
 from ponder.store.files import disk_errors
 
-SIZE_CAP_BYTES = 2 << 30
-"""Largest rollouts.sqlite, in bytes, before the oldest steps lose their token ids, then their texts."""
-
 _CAP_TARGET = 0.9  # prune this far below the cap, so that not every step has to prune again
+
+_DROPPED_IN_TURN = (("tokens", "%"), ("texts", "train"), ("texts", "test"), ("rollouts", "train"), ("rollouts", "test"))
+"""(table, split) beyond the cap: all that can go of one goes, oldest steps first, before anything of the next."""
+
+_LOG_BYTES = 16 << 20
+"""The write-ahead log is cut to this size when it has been folded into the file; a large step makes it longer."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rollouts (
@@ -104,17 +108,18 @@ class RolloutWriter:
         self,
         path: Path,
         stage: str,
-        size_cap_bytes: int = SIZE_CAP_BYTES,
+        cap_mib: float = StoreSettings().rollouts_mib,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`warn` is told what was dropped when the file outgrows `size_cap_bytes`. No file is made before `add`."""
+        """`warn` is told, once each, what is dropped when the file outgrows `cap_mib`. No file is made before `add`."""
         self.path = path
         self.stage = stage
-        self._cap = size_cap_bytes
+        self._cap = cap_mib * 2**20
         self._warn = warn
         self._open_connection: sqlite3.Connection | None = None
 
     def add(self, step: int, rows: Iterable[RolloutRow]) -> None:
+        self._warned: set[str] = set()
         """Insert the rollouts of a step in one transaction: all of them are kept, or (on an error) none.
 
         When this returns the rows are on disk; neither `kill -9` nor a power cut loses them.
@@ -166,11 +171,10 @@ class RolloutWriter:
             db.execute(f"INSERT INTO tokens (id, {', '.join(_TOKENS)}) VALUES ({_marks(tokens)})", tokens)
 
     def _prune(self, current_step: int) -> None:
-        """Below the cap again: token ids of the oldest steps first, then texts of training, then of evaluation."""
+        """Below the cap again: token ids first, then texts, at last rows, of the oldest steps."""
         if self._used_bytes() <= self._cap:
             return
-        dropped: list[str] = []
-        for table, split in (("tokens", "%"), ("texts", "train"), ("texts", "test")):
+        for table, split in _DROPPED_IN_TURN:
             while self._used_bytes() > self._cap * _CAP_TARGET:
                 oldest = self._oldest(table, split, current_step)
                 if oldest is None:
@@ -181,16 +185,23 @@ class RolloutWriter:
                         "(SELECT id FROM rollouts WHERE stage = ? AND step = ? AND split LIKE ?)",
                         (*oldest, split),
                     )
-                dropped.append(f"{table} of {oldest[0]} step {oldest[1]}")
-        if dropped:
-            more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
-            self._warn(f"{self.path.name} reached its cap of {self._cap / 2**20:.0f} MiB: dropped {dropped[0]}{more}")
+                self._warn_once(table)
+
+    def _warn_once(self, table: str) -> None:
+        """The first time that anything of a table is dropped."""
+        if table not in self._warned:
+            self._warned.add(table)
+            what = {"tokens": "token ids", "texts": "texts", "rollouts": "rows"}[table]
+            self._warn(
+                f"{self.path.name} reached its cap of {self._cap / 2**20:g} MiB (store.rollouts_mib): from here on the "
+                f"oldest steps lose their {what}"
+            )
 
     def _oldest(self, table: str, split: str, current_step: int) -> tuple[str, int] | None:
         """(stage, step) written longest ago that still has rows in `table`; never the step just written."""
         found = self._connection.execute(
-            f"SELECT stage, step FROM {table} JOIN rollouts USING (id) "
-            "WHERE split LIKE ? AND NOT (stage = ? AND step = ?) ORDER BY id LIMIT 1",
+            f"SELECT row.stage, row.step FROM {table} AS held JOIN rollouts AS row USING (id) "
+            "WHERE row.split LIKE ? AND NOT (row.stage = ? AND row.step = ?) ORDER BY held.id LIMIT 1",
             (split, self.stage, current_step),
         ).fetchone()
         return None if found is None else (str(found[0]), int(found[1]))
@@ -295,6 +306,7 @@ def _connect_writer(path: Path) -> sqlite3.Connection:
     db.executescript(_SCHEMA)
     for table, column in _LATER_COLUMNS:
         if column.split()[0] not in stored_columns(db, table):
+    db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
             db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     return db
 

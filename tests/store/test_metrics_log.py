@@ -1,5 +1,6 @@
 """metrics.jsonl: a line is whole or absent, a rewind drops exactly what a resume writes again."""
 
+import itertools
 import json
 import math
 from contextlib import closing
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ponder.errors import BrokenInputError
+from ponder.store import metrics
 from ponder.store.metrics import MetricsLog, edit_metrics, read_metrics, series
 
 
@@ -119,3 +121,66 @@ def test_a_damaged_line_is_named(path: Path) -> None:
     path.write_text('{"stage": "a", "step": 1}\nnot json\n')
     with pytest.raises(BrokenInputError, match="line 2 is not JSON"):
         read_metrics(path)
+
+
+# --- the cap -------------------------------------------------------------------------------------------------------
+
+KIB = 1 / 1024
+"""The cap's unit is MiB."""
+
+
+def train_for(log: MetricsLog, steps: range) -> None:
+    """Evaluations every 20 steps, an alarm at step 33, 3 tokens a training step and 100 an evaluation."""
+    for step in steps:
+        values = {"reward/mean": step / 1000, "grad/norm": 1.0, "tokens/sampled": 3, "watchdog/length": step == 33}
+        log.write(step, values)
+        if step % 20 == 0:
+            log.write(step, {"heldout/accuracy/pass@1": 0.5, "tokens/sampled": 100})
+
+
+def test_beyond_the_cap_training_is_thinned_and_evaluations_alarms_and_sums_stay(path: Path) -> None:
+    said: list[str] = []
+    write(path, 0, {"data/examples": 5.0, "grad/norm": 1.0})
+    with closing(MetricsLog(path, "b", cap_mib=64 * KIB, warn=said.append)) as log:
+        for step in range(1, 2001):
+            train_for(log, range(step, step + 1))
+            assert path.stat().st_size <= 64 * 1024
+    assert said == [
+        "metrics.jsonl reached its cap of 0.0625 MiB (store.metrics_mib): from here on its older half keeps every "
+        "second step of training only, or fewer"
+    ]
+    assert [line["step"] for line in read_metrics(path, "a")] == [0]
+    lines = read_metrics(path, "b")
+    assert [line["step"] for line in lines if "heldout/accuracy/pass@1" in line] == list(range(20, 2001, 20))
+    assert sum(line["tokens/sampled"] for line in lines) == 2000 * 3 + 100 * 100
+    trained = [step for step, _ in series(lines, "grad/norm")]
+    assert trained == sorted(set(trained))
+    assert trained[0] == 1
+    assert 33 in trained
+    assert trained[-100:] == list(range(1901, 2001))
+    gaps = [b - a for a, b in itertools.pairwise(trained)]
+    assert max(gaps) <= 64
+    assert all(value == step / 1000 for step, value in series(lines, "reward/mean"))
+
+
+def test_a_resume_after_thinning_goes_on_as_if_it_had_not_happened(path: Path) -> None:
+    with closing(MetricsLog(path, "a", cap_mib=64 * KIB)) as log:
+        train_for(log, range(1, 400))
+        log.rewind(390)
+        train_for(log, range(391, 501))
+    lines = read_metrics(path)
+    assert len(lines) < 500
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert sum(line["tokens/sampled"] for line in lines) == 500 * 3 + 25 * 100
+
+
+def test_where_nothing_may_go_the_file_grows_and_is_not_gone_through_at_every_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewritten = []
+    monkeypatch.setattr(metrics, "atomic_write", lambda *args: rewritten.append(args))
+    with closing(MetricsLog(path, "a", cap_mib=KIB)) as log:
+        for step in range(300):
+            log.write(step, {"heldout/accuracy/pass@1": 0.5})
+    assert [line["step"] for line in read_metrics(path)] == list(range(300))
+    assert 5 < len(rewritten) < 50

@@ -197,7 +197,7 @@ def test_search_finds_text_as_it_is_written(path: Path, writer: RolloutWriter) -
 
 def test_beyond_the_cap_the_oldest_steps_lose_tokens_then_texts_and_keep_their_rows(path: Path) -> None:
     said: list[str] = []
-    writer = RolloutWriter(path, "zero", size_cap_bytes=400_000, warn=said.append)
+    writer = RolloutWriter(path, "zero", cap_mib=400_000 / 2**20, warn=said.append)
     for step in range(1, 41):
         split = "test" if step == 1 else "train"
         noise = [(step * 7919 + i * 104_729) % 65_536 for i in range(2_000)]
@@ -211,11 +211,30 @@ def test_beyond_the_cap_the_oldest_steps_lose_tokens_then_texts_and_keep_their_r
     with_texts = [row.step for row in rows if not row.text_dropped]
     assert with_tokens == list(range(with_tokens[0], 41))  # the newest keep theirs
     assert set(with_tokens) <= set(with_texts)
-    assert said[0].startswith("rollouts.sqlite reached its cap of 0 MiB: dropped tokens of zero step 1 and ")
+    assert said == [
+        "rollouts.sqlite reached its cap of 0.38147 MiB (store.rollouts_mib): from here on the oldest steps lose their "
+        "token ids"
+    ]
+
+
+def test_at_last_the_rows_of_the_oldest_steps_go_and_the_disk_holds_little_more_than_the_cap(path: Path) -> None:
+    said: list[str] = []
+    with closing(RolloutWriter(path, "zero", cap_mib=0.25, warn=said.append)) as writer:
+        for step in range(1, 301):
+            split = "test" if step % 100 == 1 else "train"
+            writer.add(step, [make_row(f"p{i}", sample=i, split=split, text="x" * 500) for i in range(10)])
+            on_disk = path.stat().st_size
+            assert on_disk < 0.3 * 2**20
+    store = RolloutStore(path)
+    steps = store.steps("zero")
+    assert steps == [step for step in range(steps[0], 301) if step % 100 != 1]
+    assert 20 < len(steps) < 250
+    assert store.steps("zero", "test") == [1, 101, 201]  # evaluations outlast training
+    assert [text.split()[-1] for text in said] == ["ids", "texts", "rows"]
 
 
 def test_texts_of_training_go_before_those_of_evaluation(path: Path) -> None:
-    writer = RolloutWriter(path, "zero", size_cap_bytes=120_000)
+    writer = RolloutWriter(path, "zero", cap_mib=120_000 / 2**20)
     for step in range(1, 20):
         writer.add(step, [make_row(token_ids=[], text=str(step) * 10_000, split="test" if step < 3 else "train")])
     writer.close()
