@@ -116,10 +116,10 @@ class RolloutWriter:
         self.stage = stage
         self._cap = cap_mib * 2**20
         self._warn = warn
+        self._warned: set[str] = set()
         self._open_connection: sqlite3.Connection | None = None
 
     def add(self, step: int, rows: Iterable[RolloutRow]) -> None:
-        self._warned: set[str] = set()
         """Insert the rollouts of a step in one transaction: all of them are kept, or (on an error) none.
 
         When this returns the rows are on disk; neither `kill -9` nor a power cut loses them.
@@ -303,10 +303,10 @@ def _connect_writer(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")  # one sync a step: a power cut loses nothing that was acknowledged
     db.execute("PRAGMA foreign_keys = ON")
+    db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     db.executescript(_SCHEMA)
     for table, column in _LATER_COLUMNS:
         if column.split()[0] not in stored_columns(db, table):
-    db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
             db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     return db
 
