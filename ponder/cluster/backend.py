@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ponder.model.decoder import Decoder
 from ponder.model.folder import LoadedModel
+from ponder.model.lora import merged_decoder
 from ponder.rollout.base import Engine
 from ponder.rollout.native import NativeEngine
 from ponder.training.trainer import LocalTrainer, Trainer, TrainerSettings
@@ -60,7 +61,7 @@ class LocalBackend:
         """Nothing that this process holds can be lost while it lives."""
 
     def policy(self) -> Decoder:
-        return self.trainer.policy
+        return merged_decoder(self.trainer.policy)
 
     def metrics(self) -> dict[str, float]:
         return {}

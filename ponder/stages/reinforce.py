@@ -409,6 +409,7 @@ class Reinforcement:
             temperature=stage.sampling.temperature,
             max_tokens=stage.sampling.max_tokens,
             lora=stage.lora,
+            seed=self.context.seed,
             precision=recipe.precision,
             activation_checkpointing=recipe.activation_checkpointing,
         )

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from ponder.model.decoder import Decoder
+from ponder.model.lora import add_adapters, learnt_weights, load_learnt_weights, merged_weights
 from ponder.recipe import AlgorithmSettings, LoraSettings, OptimizerSettings
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example, micro_batches
@@ -35,6 +36,8 @@ class TrainerSettings:
     max_tokens: int = 512
     """Of the sampling, for losses that divide by it."""
     lora: LoraSettings | None = None
+    seed: int = 0
+    """Of what an adapter starts from."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
 
@@ -90,9 +93,11 @@ class Trainer(Protocol):
 
 
 class LocalTrainer:
-    """A `Trainer` in this process. It trains the decoder that it is given, in place."""
+    """A `Trainer` in this process. It trains the decoder that it is given, in place, or adapters that it puts there."""
 
     def __init__(self, policy: Decoder, settings: TrainerSettings, keep_reference: bool = False) -> None:
+        if settings.lora is not None:
+            add_adapters(policy, settings.lora, settings.seed)
         self.policy = policy
         self.settings = settings
         self.optimizer = Optimizer(policy, settings.optimizer, settings.total_steps)
@@ -139,28 +144,28 @@ class LocalTrainer:
 
     def refresh_reference(self) -> None:
         assert self.reference is not None, "asked for a reference where none is kept"
-        self.reference.load_state_dict(self.policy.state_dict())
+        load_learnt_weights(self.reference, learnt_weights(self.policy))
 
     def weights(self) -> Mapping[str, Tensor]:
-        return {name: weight.cpu() for name, weight in self.policy.state_dict().items()}
+        return {name: weight.cpu() for name, weight in merged_weights(self.policy).items()}
 
     def save_state(self, folder: Path, name: str) -> dict[str, Any]:
         """All of it goes into the caller's file."""
         state: dict[str, Any] = {
             "version": self._version,
-            "weights": self.policy.state_dict(),
+            "weights": learnt_weights(self.policy),
             "optimizer": self.optimizer.state_dict(),
         }
         if self.reference is not None:
-            state["reference"] = self.reference.state_dict()
+            state["reference"] = learnt_weights(self.reference)
         return state
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
         self._version = state["version"]
-        self.policy.load_state_dict(state["weights"])
+        load_learnt_weights(self.policy, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.reference is not None:
-            self.reference.load_state_dict(state["reference"])
+            load_learnt_weights(self.reference, state["reference"])
 
     def close(self) -> None:
         """Nothing is held that goes not by itself."""

@@ -97,6 +97,19 @@ def test_two_runs_are_one_run_and_another_seed_is_another(go: Go, model_folder: 
     assert not same_weights(first.weights, Done(tmp_path / "other").weights)
 
 
+def test_adapters_move_the_matrices_that_they_stand_beside_and_nothing_else(go: Go, model_folder: Path) -> None:
+    done = go(lora={"rank": 2, "targets": ["qkv"]}, optimizer={"lr": 3e-2})
+    before = load_file(model_folder / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], done.weights[name])}
+    assert moved == {f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"}
+    assert (
+        torch.linalg.matrix_rank(
+            done.weights["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
+        )
+        <= 2
+    )
+
+
 def test_the_learning_rate_is_that_of_the_step(go: Go) -> None:
     done = go(optimizer={"warmup_steps": 4}, updates_per_step=1)
     assert done.series("optimizer/lr") == pytest.approx([3e-3 * share for share in (0.25, 0.5, 0.75, 1)])
@@ -119,6 +132,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gspo": {"algorithm": {"loss": "gspo"}, "updates_per_step": 2},
     "cispo": {"algorithm": {"loss": "cispo"}, "updates_per_step": 2},
     "muon": {"optimizer": {"name": "muon"}},
+    "lora": {"lora": {"rank": 2}, "algorithm": {"kl": {"beta": 0.1, "refresh_every": 2}}},
     "filtered": {"sampling": {"temperature": 0.7, "top_p": 0.9, "top_k": 50}},
 }
 MAY_BE_EMPTY = {"length/correct", "language/consistency"}  # nothing right, no word in any thinking
