@@ -1,0 +1,317 @@
+"""Ray itself: started on this machine for one run, or joined, and left behind clean.
+
+What is started here listens on the loopback address only, asks every process that connects for a secret, keeps its
+files in a short folder of its own, and ends with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ponder.errors import UsageError
+from ponder.recipe import ClusterSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MIN_STORE_BYTES = 256 << 20
+_SPARE_STORE_BYTES = 512 << 20
+_WEIGHT_COPIES = 3
+"""Weights that the object store holds at once: those in use, their successors, and one copy on its way."""
+
+_POLL_S = 1.0
+_EXIT_S = 10.0
+"""How long processes that were told to end may take before they are killed."""
+
+_LONGEST_FOLDER = 36
+"""Characters: Ray's sockets lie 66 characters below its folder, and the system allows 107 in all."""
+
+_LOCK = "lock"
+
+
+class Runtime:
+    """A connection to Ray, with the resources that the settings need. Close it, or use it in a `with`."""
+
+    def __init__(self, settings: ClusterSettings, weight_bytes: int = 0, reward_models: int = 0) -> None:
+        """Start Ray on this machine, or join the cluster at `settings.address`, within `deadlines.start_s`.
+
+        `weight_bytes` is the size of one whole copy of the weights, `reward_models` how many have a worker of their
+        own. Raises `UsageError` when Ray is not installed, no cluster answers, or CPUs or GPUs are too few.
+        """
+        _require_ray()
+        _set_environment(own=settings.address is None)
+        import ray
+
+        cpus, gpus = needs(settings, reward_models)
+        with contextlib.ExitStack() as stack:
+            if ray.is_initialized():  # by the program that calls Ponder, to which it belongs
+                pass
+            elif settings.address is None:
+                _start(stack, cpus, weight_bytes)
+            else:
+                _join(stack, settings.address, settings.deadlines.start_s)
+            _require_resources(settings, cpus, gpus)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Leave Ray; what was started here ends, and nothing of it stays."""
+        self._stack.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def needs(settings: ClusterSettings, reward_models: int = 0) -> tuple[float, float]:
+    """CPUs and GPUs that a cluster's workers reserve together."""
+    rollout, trainer = settings.rollout, settings.trainer
+    separate = reward_models if settings.reward_models == "separate" else 0
+    cpus = rollout.workers * rollout.cpus + trainer.ranks * trainer.cpus + separate
+    return cpus, rollout.workers * rollout.gpus + trainer.ranks * trainer.gpus
+
+
+def _require_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError('cluster: ray needs Ray: pip install "ponder[ray]", or set cluster: local')
+
+
+def _set_environment(own: bool) -> None:
+    """What Ray reads when it is imported, and the processes that it starts when they are."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # workers that reserve no GPU see none: say so before Ray warns that it will
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    if own:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which makes Ray listen on the loopback address only
+    if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray would keep one in the home folder
+
+
+# --- starting ----------------------------------------------------------------------------------------------------
+
+
+def _start(stack: contextlib.ExitStack, cpus: float, weight_bytes: int) -> None:
+    import ray
+
+    folder = stack.enter_context(scratch_folder("ray", _LONGEST_FOLDER))
+    stack.callback(_stop_own)
+    ray.init(
+        num_cpus=max(1, math.ceil(cpus)),
+        include_dashboard=False,
+        object_store_memory=_store_bytes(weight_bytes),
+        log_to_driver=False,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
+    )
+    _quiet_driver()
+
+
+def _store_bytes(weight_bytes: int) -> int:
+    """Room for a few copies of the weights and for rollouts on their way, within the machine's shared memory."""
+    wanted = _WEIGHT_COPIES * weight_bytes + _SPARE_STORE_BYTES
+    shared = Path("/dev/shm")
+    room = shutil.disk_usage(shared).free * 9 // 10 if shared.is_dir() else wanted
+    return max(_MIN_STORE_BYTES, min(wanted, room))
+
+
+def _quiet_driver() -> None:
+    """Keep Ray's reports of dead workers out of the terminal: the pool says it in one sentence."""
+    import ray._private.worker
+
+    ray._private.worker._worker_logs_enabled = False
+
+
+def _stop_own() -> None:
+    import ray
+
+    started = descendants(os.getpid(), "ray")
+    ray.shutdown()
+    end_processes(started, _EXIT_S)
+
+
+# --- joining -----------------------------------------------------------------------------------------------------
+
+
+def _join(stack: contextlib.ExitStack, address: str, start_s: float) -> None:
+    import ray
+
+    if address != "auto":
+        _await_head(address, start_s)
+    stack.callback(ray.shutdown)
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"cluster.address: cannot join the Ray cluster at {address!r}: {reason}") from error
+    _quiet_driver()
+
+
+def _await_head(address: str, start_s: float) -> None:
+    """Wait until the head listens: Ray's own attempts to reach one that is not there end this process."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise UsageError(f"cluster.address: {address!r} must be `auto`, or host:port of Ray's head")
+    deadline = time.monotonic() + start_s
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_POLL_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() + _POLL_S >= deadline:
+                raise UsageError(
+                    f"cluster.address: nothing answers at {address} within {start_s:g} s "
+                    f"(cluster.deadlines.start_s): {error.strerror or error}"
+                ) from error
+        time.sleep(_POLL_S)
+
+
+# --- resources ---------------------------------------------------------------------------------------------------
+
+
+def _require_resources(settings: ClusterSettings, cpus: float, gpus: float) -> None:
+    """Wait for the cluster's nodes to come up, where it is not this machine alone."""
+    import ray
+
+    deadline = time.monotonic() + (0 if settings.address is None else settings.deadlines.start_s)
+    while True:
+        there = ray.cluster_resources()
+        lacking = [(name, need) for name, need in (("CPU", cpus), ("GPU", gpus)) if there.get(name, 0.0) < need]
+        if not lacking:
+            return
+        if time.monotonic() >= deadline:
+            (name, need), key = lacking[0], f"{lacking[0][0].lower()}s"
+            rollout, trainer = settings.rollout, settings.trainer
+            raise UsageError(
+                f"cluster: {rollout.workers} rollout workers and {trainer.ranks} ranks need {need:g} {name}s, and Ray "
+                f"has {there.get(name, 0.0):g}: lower cluster.rollout.workers ({key}: {getattr(rollout, key):g} each) "
+                f"or cluster.trainer.ranks ({key}: {getattr(trainer, key):g} each)"
+            )
+        time.sleep(_POLL_S)
+
+
+# --- weights on their way ----------------------------------------------------------------------------------------
+
+
+def as_arrays(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Weights such that Ray shares their memory between processes; Ray would copy tensors. See `as_tensors`."""
+    import torch
+
+    arrays: dict[str, Any] = {}
+    for name, weight in weights.items():
+        flat = weight.detach().cpu().contiguous()
+        arrays[name] = (
+            str(weight.dtype).removeprefix("torch."),
+            tuple(weight.shape),
+            flat.view(-1).view(torch.uint8).numpy(),
+        )
+    return arrays
+
+
+def as_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What `as_arrays` packed, over the same memory: to be copied from, never written to. Tensors stay as they are."""
+    return {name: _as_tensor(*packed) if isinstance(packed, tuple) else packed for name, packed in arrays.items()}
+
+
+def _as_tensor(dtype: str, shape: tuple[int, ...], content: Any) -> Tensor:
+    import torch
+
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it cannot be written to
+        return torch.frombuffer(content, dtype=getattr(torch, dtype)).view(shape)
+
+
+# --- folders and processes ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def scratch_folder(kind: str, longest: int | None = None) -> Iterator[Path]:
+    """A temporary folder that goes at the end; one whose process was killed goes when the next is made.
+
+    `longest` bounds its path's length, in characters.
+    """
+    prefix = f"ponder-{kind}-"
+    parent = tempfile.gettempdir()
+    if longest is not None and len(parent) + len(prefix) + 9 > longest:
+        parent = "/tmp"
+    for old in Path(parent).glob(f"{prefix}*"):
+        _remove_if_dead(old)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with open(folder / _LOCK, "w") as lock:
+        # a record lock: processes that inherit the file do not inherit it
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_dead(folder: Path) -> None:
+    try:
+        with open(folder / _LOCK, "r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # in use, somebody else's, or just being made
+        return
+
+
+def descendants(pid: int, named: str = "") -> list[int]:
+    """Processes below a process whose command line holds `named` (or that are below one such), parents first.
+
+    Empty where there is no /proc.
+    """
+    found: list[int] = []
+    for child in _children(pid):
+        if not named or named in _command_line(child):
+            found += [child, *descendants(child)]
+        else:
+            found += descendants(child, named)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    return []
+
+
+def _command_line(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def end_processes(pids: list[int], patience_s: float) -> None:
+    """Wait for processes to end, and kill those that have not by then."""
+    deadline = time.monotonic() + patience_s
+    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in filter(_is_alive, pids):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs: neither gone nor a zombie that waits for its parent."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")

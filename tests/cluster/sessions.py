@@ -1,0 +1,80 @@
+"""A session that says what it was asked, in steps that can be slow, stop or die: for tests of what stands around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ponder.errors import UsageError
+from ponder.rollout.base import Completion, Finished, Request, Sampling, stream_seed
+
+
+@dataclass
+class CountingSession:
+    """Each sample of a request has as many tokens as its stream's seed says, 1 to `max_tokens`; a token is the number
+    of sequences that were live when it was drawn, so that the composition of the batch shows.
+
+    While the file `trap` exists, whoever deletes it first gets the signal `by` (or exits, for 0) at a third step.
+    """
+
+    step_s: float = 0.0
+    trap: Path | None = None
+    by: int = signal.SIGKILL
+    version: int = -1
+    asked: int = 0
+    live: list[tuple[int, int, int, Completion]] = field(default_factory=list)
+    steps: int = 0
+    weight: float = 0.0
+
+    def add(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> None:
+        for request in requests:
+            if not request.prompt_ids:
+                raise UsageError(f"request {request.key!r} has an empty prompt")
+            for sample in range(request.num_samples):
+                length = 1 + stream_seed(seed, request.key, sample) % sampling.max_tokens
+                self.live.append((self.asked, sample, length, Completion([], [], "length")))
+            self.asked += 1
+
+    @property
+    def idle(self) -> bool:
+        return not self.live
+
+    def step(self) -> list[Finished]:
+        self.steps += 1
+        if self.step_s:
+            time.sleep(self.step_s)
+        if self.steps % 3 == 0:
+            self._fall_into_trap()
+        count = len(self.live)
+        for _, _, _, completion in self.live:
+            if not completion.versions or completion.versions[-1][1] != self.version:
+                completion.versions.append((len(completion.ids), self.version))
+            completion.ids.append(count)
+            completion.logprobs.append(-self.weight)
+        ended = [row for row in self.live if len(row[3].ids) == row[2]]
+        self.live = [row for row in self.live if len(row[3].ids) < row[2]]
+        return [(request, sample, completion) for request, sample, _, completion in ended]
+
+    def load_weights(self, version: int, weights: Mapping[str, Any]) -> None:
+        self.version = version
+        self.weight = float(weights["w"].sum())
+
+    def close(self) -> None:
+        pass
+
+    def _fall_into_trap(self) -> None:
+        if self.trap is None:
+            return
+        try:
+            self.trap.unlink()
+        except FileNotFoundError:
+            return
+        if self.by:
+            os.kill(os.getpid(), self.by)
+        else:
+            os._exit(137)
