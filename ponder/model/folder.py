@@ -103,12 +103,17 @@ def build_decoder(
 
 def to_hf_tensors(decoder: Decoder) -> dict[str, Tensor]:
     """The weights under their Hugging Face names, in Hugging Face's layout, on the CPU."""
-    layout = _layout(decoder.config)
+    return rename_to_hf(decoder.config, dict(decoder.named_parameters()))
+
+
+def rename_to_hf(config: DecoderConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same from weights under the decoder's own names."""
+    layout = _layout(config)
     tensors: dict[str, Tensor] = {}
-    for name, weight in decoder.named_parameters():
+    for name, weight in weights.items():
         sizes = [part.shape[0] for part in layout[name]]
         for part, rows in zip(layout[name], weight.detach().cpu().split(sizes), strict=True):
-            tensors[part.name] = deinterleave(rows, decoder.config.head_dim) if part.rotary else rows.contiguous()
+            tensors[part.name] = deinterleave(rows, config.head_dim) if part.rotary else rows.contiguous()
     return tensors
 
 

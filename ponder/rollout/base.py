@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from ponder.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -137,6 +139,18 @@ class Session(Protocol):
     def close(self) -> None:
         """Let go of everything, processes included."""
         ...
+
+
+def check_room(requests: Sequence[Request], sampling: Sampling, positions: int) -> None:
+    """Raises `UsageError` when a prompt is empty or leaves no room for `max_tokens`."""
+    for request in requests:
+        if not request.prompt_ids:
+            raise UsageError(f"request {request.key!r} has an empty prompt")
+        if len(request.prompt_ids) + sampling.max_tokens > positions:
+            raise UsageError(
+                f"a prompt of {len(request.prompt_ids)} tokens and sampling.max_tokens={sampling.max_tokens} "
+                f"exceed the model's {positions} positions: lower sampling.max_tokens"
+            )
 
 
 def stream_seed(seed: int, key: str, sample: int) -> int:
