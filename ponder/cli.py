@@ -18,6 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from ponder.capacity.assumptions import parse_assumptions
+from ponder.capacity.estimate import estimate_recipe
+from ponder.capacity.hardware import parse_cluster
+from ponder.capacity.render import estimate_json, estimate_text
 from ponder.errors import PonderError, RefusedError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark, is_benchmark
 from ponder.evaluation.tables import aligned, as_markdown, extra_tables, result_tables, settings_text
@@ -25,6 +29,7 @@ from ponder.model.formats import Format, WeightType
 from ponder.pipeline import default_run_dir, packaged_recipes, parse_recipe, run_recipe
 from ponder.plan import StagePlan, lineage, plan_recipe
 from ponder.progress import Reporter, duration
+from ponder.recipe import Recipe
 from ponder.run import RunFolder, StageRecord
 from ponder.store.archive import archive_rollouts
 from ponder.store.datasets import read_card
@@ -104,7 +109,26 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, set_: SetOption = None, run_dir: RunOption = None, as_json: JsonFlag = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    run_dir: RunOption = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NxDEVICE",
+            help="Estimate memory, time and GPU hours there: 64xH800, 8xH100:rollout=4,train=4 or 8xH100:shared.",
+        ),
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assume", metavar="NAME=VALUE", help="With --cluster: replace a factor, as mfu=0.3. Repeatable."
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Show what a recipe will do before it does it.
 
     Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time; a dash
@@ -115,8 +139,14 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, run_dir: RunOption = No
     Examples:
       ponder plan r1-zero-mini
       ponder plan r1-zero-mini --set stages.zero.group_size=32 --json
+      ponder plan r1-zero-qwen2.5-7b --cluster 8xH100 --set precision=bf16 --assume mean_tokens=4000
     """
     loaded = parse_recipe(recipe, set_ or ())
+    if cluster is not None:
+        _plan_on(loaded, cluster, assume or (), as_json)
+        return
+    if assume:
+        raise UsageError("--assume needs --cluster: without it, times are those that were measured")
     folder = default_run_dir(loaded) if run_dir is None else run_dir
     plans = plan_recipe(loaded, folder)
     if as_json:
@@ -710,6 +740,15 @@ def _stage_cells(name: str, record: StageRecord, last: dict[str, Any] | None) ->
     core_hours = f"{record.seconds * record.threads / 3600:.2f}"
     tokens = (_count(record.sampled_tokens), _count(record.trained_tokens))
     return [name, record.verb, state, step, duration(record.seconds), core_hours, *tokens]
+
+
+def _plan_on(recipe: Recipe, cluster: str, assume: Iterable[str], as_json: bool) -> None:
+    """Print what a recipe needs on named hardware."""
+    estimate = estimate_recipe(recipe, parse_cluster(cluster), parse_assumptions(assume))
+    if as_json:
+        _print_json({"recipe": recipe.name, **estimate_json(estimate)})
+    else:
+        typer.echo(estimate_text(estimate))
 
 
 def _plan_text(stage: StagePlan) -> str:

@@ -14,14 +14,14 @@ from typing import assert_never
 from rich.markup import escape
 from rich.tree import Tree
 
+from ponder.capacity.shapes import dense_parameters
+from ponder.capacity.workload import config_of, evaluation_steps, exams
 from ponder.errors import BrokenInputError
-from ponder.evaluation.benchmarks import get_benchmark
 from ponder.lineage import references, running_order
 from ponder.model.embedded import FOLDERS
 from ponder.pipeline import is_done, stage_hashes
 from ponder.recipe import (
     EvaluateStage,
-    EvaluationSettings,
     FineTuneStage,
     ModelShape,
     Recipe,
@@ -115,11 +115,6 @@ def lineage(recipe: Recipe) -> Tree:
     return tree
 
 
-def evaluation_steps(settings: EvaluationSettings, steps: int) -> list[int]:
-    """Steps after which a reinforce stage evaluates: 0, every `every`, and the last; none when `every` is 0."""
-    return sorted({0, steps, *range(0, steps, settings.every)}) if settings.every else []
-
-
 def count_parameters(recipe: Recipe, name: str) -> int | None:
     """Parameters of the model that a stage trains or asks (the largest of several); None where they are unknown."""
     stage = recipe.stages[name]
@@ -128,16 +123,6 @@ def count_parameters(recipe: Recipe, name: str) -> int | None:
     models = [reference for setting, reference in references(stage).items() if setting.startswith("model")]
     known = [_parameters_of(recipe, model) for model in models]
     return max((count for count in known if count is not None), default=None)
-
-
-def parameters_of_shape(shape: ModelShape) -> int:
-    """Parameters of a decoder of that shape: embeddings, attention, SwiGLU and norms."""
-    width, query, key = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    attention = width * query + 2 * width * key + query * width
-    attention += 2 * shape.head_dim if shape.family == "qwen3" else 0  # norms of q and k
-    layer = attention + 3 * width * shape.intermediate_size + 2 * width
-    embeddings = shape.vocab_size * width * (1 if shape.tied_embeddings else 2)
-    return embeddings + shape.num_layers * layer + width
 
 
 # --- lineage -----------------------------------------------------------------------------------------------------
@@ -208,7 +193,7 @@ def _rollouts(stage: Stage) -> tuple[int, int]:
         case TrainRewardStage():
             return 0, 0
         case EvaluateStage():
-            return 0, len(stage.models) * sum(problems * samples for problems, samples, _ in _exams(stage))
+            return 0, len(stage.models) * sum(problems * samples for problems, samples, _ in exams(stage))
         case _:
             assert_never(stage)
 
@@ -233,19 +218,10 @@ def _formula(stage: Stage) -> str:
             assert_never(stage)
 
 
-def _exams(stage: EvaluateStage) -> Iterator[tuple[int, int, int]]:
-    """(problems, samples, longest completion in tokens) of each task and benchmark."""
-    for _ in stage.tasks:
-        yield stage.task_problems, stage.task_samples, stage.task_sampling.max_tokens
-    for benchmark in map(get_benchmark, stage.benchmarks):
-        problems = min(stage.problems or benchmark.size, benchmark.size)
-        yield problems, stage.samples or benchmark.k, stage.sampling.up_to(benchmark.max_tokens).max_tokens
-
-
 def _exam_formulas(stage: EvaluateStage) -> Iterator[str]:
     if stage.tasks:
         yield f"{len(stage.tasks)} tasks x {stage.task_problems} problems x {stage.task_samples} samples"
-    for name, (problems, samples, _) in zip(stage.benchmarks, list(_exams(stage))[len(stage.tasks) :], strict=True):
+    for name, (problems, samples, _) in zip(stage.benchmarks, list(exams(stage))[len(stage.tasks) :], strict=True):
         yield f"{problems} problems of {name} x {samples} samples"
 
 
@@ -290,7 +266,7 @@ def _max_tokens(stage: Stage) -> int | None:
         case TrainRewardStage():
             return None
         case EvaluateStage():
-            tokens = sum(problems * samples * longest for problems, samples, longest in _exams(stage))
+            tokens = sum(problems * samples * longest for problems, samples, longest in exams(stage))
             return len(stage.models) * tokens
         case _:
             assert_never(stage)
@@ -349,6 +325,11 @@ def _copies(stage: Stage) -> int:
 
 def _parameters_of(recipe: Recipe, model: str) -> int | None:
     return count_parameters(recipe, model) if model in recipe.stages else _stored_parameters(model)
+
+
+def parameters_of_shape(shape: ModelShape) -> int:
+    """Parameters of a decoder of that shape."""
+    return dense_parameters(config_of(shape))
 
 
 def _parameters_of_new(recipe: Recipe, shape: ModelShape) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -143,8 +144,8 @@ def _layouts(recipe: Recipe, work: Workload, cluster: Cluster) -> Iterator[Layou
     elif cluster.shared or devices == 1:
         if recipe.cluster.schedule != "synchronous":
             raise UsageError(
-                f"cluster.schedule {recipe.cluster.schedule!r} samples and trains at once, which shared devices cannot: "
-                "write --cluster as 8xH100:rollout=4,train=4, or set cluster.schedule=synchronous"
+                f"cluster.schedule {recipe.cluster.schedule!r} samples and trains at once, which shared devices "
+                "cannot: write --cluster as 8xH100:rollout=4,train=4, or set cluster.schedule=synchronous"
             )
         yield from (Layout(device, devices, devices, tp, True, devices > 1) for tp in _powers_of_two(devices))
     elif cluster.rollout is not None:
@@ -279,37 +280,41 @@ def _to_fit(name: str, work: Workload, step: StepEstimate, a: Assumptions) -> It
     if work.rollouts is not None and step.rollout_memory is None:
         yield "sampling fits with more devices a worker (cluster.rollout.vllm.tensor_parallel) or fewer max_tokens"
     if work.training is not None and any(4 * judge.shape.parameters > usable for judge in work.training.judges):
-        yield f"a reward model fits with a base of at most {usable / 4 / _GB:.0f}B parameters (its train_reward stage's model)"
+        yield f"reward models of at most {usable / 4 / _GB:.0f}B parameters fit (the base of their train_reward stages)"
 
 
 def _training_remedy(name: str, shape: DecoderShape, job: TrainingJob, ranks: int, usable: float) -> str:
-    """The fewest changes, cheapest first, after which training fits."""
-    sequence = int(job.lengths.prompt + job.lengths.longest) + 1
-    changes = {
-        "cluster.trainer.sharding=fsdp2": ("sharding", job.sharding, "fsdp2"),
-        "activation_checkpointing=true": ("checkpointing", job.checkpointing, True),
-        "precision=bf16": ("arithmetic_bytes", job.arithmetic_bytes, 2),
-        f"stages.{name}.tokens_per_micro_batch={sequence}": (
-            "tokens_per_micro_batch",
-            job.tokens_per_micro_batch,
-            min(job.tokens_per_micro_batch, sequence),
-        ),
-    }
-    useful = {text: {field: new} for text, (field, old, new) in changes.items() if old != new}
-    everything = {key: value for change in useful.values() for key, value in change.items()}
-    for size in range(1, len(useful) + 1):
-        for chosen in itertools.combinations(useful, size):
-            changed = replace(job, **{key: value for text in chosen for key, value in useful[text].items()})
-            if training_memory(shape, changed, ranks).total_bytes <= usable:
+    """The fewest changes after which training fits, those first that cost least."""
+
+    def fits(changed: TrainingJob, on: int = ranks) -> bool:
+        return training_memory(shape, changed, on).total_bytes <= usable
+
+    remedies = {text: change for text, change in _remedies(name, job).items() if change(job) != job}
+    for size in range(1, len(remedies) + 1):
+        for chosen in itertools.combinations(remedies, size):
+            if fits(functools.reduce(lambda changed, text: remedies[text](changed), chosen, job)):
                 return f"training fits with {' and '.join(chosen)}"
-    most = replace(job, **everything)
-    also = f" and {' and '.join(useful)}" if useful else ""
-    for more in itertools.takewhile(lambda n: n <= _MOST_DEVICES, (ranks << i for i in range(1, 15))):
-        if training_memory(shape, most, more).total_bytes <= usable:
+    most = functools.reduce(lambda changed, change: change(changed), remedies.values(), job)
+    also = f" and {' and '.join(remedies)}" if remedies else ""
+    for more in itertools.takewhile(lambda count: count <= _MOST_DEVICES, (ranks << i for i in itertools.count(1))):
+        if fits(most, more):
             return f"training fits on {more} devices{also}"
-    if training_memory(shape, replace(most, lora=LoraSettings()), ranks).total_bytes <= usable:
-        return f"training fits with stages.{name}.lora.rank={LoraSettings().rank}{also}"
-    return f"one sequence of {sequence:,} tokens is too long for a device: lower max_tokens or context"
+    lora = LoraSettings()
+    if job.lora is None and fits(replace(most, lora=lora)):
+        return f"training fits with stages.{name}.lora.rank={lora.rank}{also}"
+    return "one sequence is too long for a device: lower sampling.max_tokens, or context"
+
+
+def _remedies(name: str, job: TrainingJob) -> dict[str, Callable[[TrainingJob], TrainingJob]]:
+    """What a person can set, and what it does to a job."""
+    sequence = int(job.lengths.prompt + job.lengths.longest) + 1
+    budget = min(job.tokens_per_micro_batch, sequence)
+    return {
+        "activation_checkpointing=true": lambda j: replace(j, checkpointing=True),
+        "cluster.trainer.sharding=fsdp2": lambda j: replace(j, sharding="fsdp2"),
+        "precision=bf16": lambda j: replace(j, arithmetic_bytes=2),
+        f"stages.{name}.tokens_per_micro_batch={budget}": lambda j: replace(j, tokens_per_micro_batch=budget),
+    }
 
 
 def _to_speed_up(
@@ -322,7 +327,7 @@ def _to_speed_up(
     )
     faster = best_step(half, layouts, a, schedule, staleness).step_s
     if half != work and step.step_s > 1.2 * faster:
-        yield f"precision=bf16 makes a step {step.step_s / faster:.1f} times as fast"
+        yield "precision=bf16 makes it faster"
 
 
 def _to_know(work: Workload) -> Iterator[str]:

@@ -1,0 +1,87 @@
+"""An estimate as text of at most 80 columns, and as plain values."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict, fields
+from typing import Any
+
+from ponder.capacity.assumptions import Assumptions
+from ponder.capacity.estimate import ClusterEstimate, StageEstimate
+from ponder.capacity.jobs import Layout
+from ponder.evaluation.tables import aligned
+
+_WIDTH = 80
+_LONGEST_NAME = 14
+_GB = 10**9
+
+
+def estimate_text(estimate: ClusterEstimate) -> str:
+    """A line a stage, what does not fit and what to change, and what was assumed."""
+    device, devices = estimate.cluster.device, estimate.cluster.devices
+    usable = estimate.assumptions.usable_memory * device.memory_bytes / _GB
+    head = ["stage", "devices", "GB", "draw s", "train s", "step s", "steps", "GPU h"]
+    lines = [
+        f"{devices} x {device.name}, {device.devices_per_node} a node, {usable:.0f} GB usable on each; "
+        f"{estimate.gpu_hours:,.0f} GPU hours",
+        aligned([head, *map(_row, estimate.stages)]),
+        "devices: samplers x devices of each + training ranks (= instead of +: the same",
+        "  devices in turn); GB: on a sampler's device / on a rank's",
+    ]
+    lines += [_wrapped(f"{', '.join(stages)}: {text}") for text, stages in _remarks(estimate).items()]
+    lines.append(_wrapped(f"Assumed (--assume NAME=VALUE): {_assumed(estimate.assumptions)}."))
+    lines.append(_wrapped("Arithmetic, not a measurement: docs/capacity.md has its errors beside published runs."))
+    return "\n".join(lines)
+
+
+def estimate_json(estimate: ClusterEstimate) -> dict[str, Any]:
+    """The same as plain values; memory in bytes, times in seconds."""
+    return {**asdict(estimate), "gpu_hours": estimate.gpu_hours}
+
+
+def _row(stage: StageEstimate) -> list[str]:
+    step = stage.step
+    memory = [half.total_bytes / _GB for half in (step.rollout_memory, step.training_memory) if half is not None]
+    return [
+        stage.name if len(stage.name) <= _LONGEST_NAME else f"{stage.name[: _LONGEST_NAME - 2]}..",
+        _where(step.layout),
+        "/".join(map(_number, memory)) or "?",
+        _number(None if step.rollout is None else step.rollout.total_s),
+        _number(None if step.update is None else step.update.total_s),
+        _number(step.step_s),
+        "?" if stage.steps is None else _number(stage.steps),
+        "?" if stage.gpu_hours is None else _number(stage.gpu_hours),
+    ]
+
+
+def _where(layout: Layout) -> str:
+    samplers = f"{layout.replicas}x{layout.tensor_parallel}"
+    if not layout.rollout_devices:
+        return str(layout.train_devices)
+    if not layout.train_devices:
+        return samplers
+    return f"{samplers}{'=' if layout.shared else '+'}{layout.train_devices}"
+
+
+def _number(value: float | None) -> str:
+    """Three figures; a dash for what there is not."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _remarks(estimate: ClusterEstimate) -> dict[str, list[str]]:
+    """What does not fit and what to change, each once, with the stages that it is said of."""
+    said: dict[str, list[str]] = {}
+    for stage in estimate.stages:
+        for text in dict.fromkeys((*stage.step.problems, *stage.advice)):
+            said.setdefault(text, []).append(stage.name)
+    return said
+
+
+def _assumed(assumptions: Assumptions) -> str:
+    return ", ".join(f"{field.name} {getattr(assumptions, field.name):g}" for field in fields(assumptions))
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
