@@ -21,15 +21,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ponder.errors import UsageError
 from ponder.model.config import DecoderConfig
 from ponder.model.functional import rms_norm, swiglu
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 _BUCKET_RATIO = 0.8
 """Sequences attend together while the shortest has at least this share of the longest one's length."""
@@ -162,11 +166,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))  # a sum of squares in half precision is none
+        return rms_norm(precise, self.weight.to(precise.dtype), self.eps).to(x.dtype)
 
 
 class Layer(nn.Module):
     """Pre-norm attention and SwiGLU."""
+
+    checkpointing = False
+    """Whether the backward pass computes the layer's activations again: see `Decoder.checkpoint_activations`."""
 
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
@@ -183,6 +191,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor, attention: Attention) -> Tensor:
         """x (N, d), rotation (N, 1, D / 2) complex -> (N, d)."""
+        if self.checkpointing and torch.is_grad_enabled():
+            # nothing here is random, so there is no random state to bring back
+            out: Tensor = checkpoint(
+                self._compute, x, rotation, attention, use_reentrant=False, preserve_rng_state=False
+            )
+            return out
+        return self._compute(x, rotation, attention)
+
+    def _compute(self, x: Tensor, rotation: Tensor, attention: Attention) -> Tensor:
         q, k, v = self._heads(self.attention_norm(x), rotation)
         x = x + self.out(attention(self.index, q, k, v))
         return x + self.down(swiglu(self.gate_up(self.mlp_norm(x))))
@@ -202,6 +219,9 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """A causal language model. `hidden` is the one forward pass; `logits` is its padded convenience."""
 
+    compute_dtype: torch.dtype | None = None
+    """What products are computed in while training, where that is not the weights' own type (mixed precision)."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -217,6 +237,24 @@ class Decoder(nn.Module):
         """Allow sequences of up to `count` tokens; the rotary frequencies stay as they are."""
         self.config = dataclasses.replace(self.config, max_positions=count)
         self.rotations = rotation_table(self.config).to(self.rotations.device)
+
+    def compute_in(self, precision: Precision) -> None:
+        """The arithmetic of training: weights, gradients and sums stay as they are (Micikevicius et al., 1710.03740).
+
+        Whoever calls `hidden` for an update does so within `torch.autocast` to `compute_dtype`.
+        """
+        self.compute_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def checkpoint_activations(self, enabled: bool) -> None:
+        """Keep each layer's input only and compute the rest again in the backward pass (Chen et al., 1604.06174).
+
+        Raises `UsageError` for a model whose layers are not these.
+        """
+        layers = [module for module in self.modules() if isinstance(module, Layer)]
+        if enabled and not layers:
+            raise UsageError("activation_checkpointing is for Llama, Qwen2 and Qwen3 models alone: leave it out")
+        for layer in layers:
+            layer.checkpointing = enabled
 
     @property
     def head_weight(self) -> Tensor:
@@ -234,7 +272,7 @@ class Decoder(nn.Module):
     def logits(self, ids: Tensor) -> Tensor:
         """ids (B, T) of full rows -> (B, T, V)."""
         batch, time = ids.shape
-        packing = Packing.of_lengths([time] * batch)
+        packing = Packing.of_lengths([time] * batch).to(ids.device)
         hidden = self.hidden(ids.reshape(-1), packing.positions, PackedAttention(packing))
         return F.linear(hidden, self.head_weight).view(batch, time, -1)
 
@@ -256,8 +294,9 @@ class Decoder(nn.Module):
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotary positions (RoFormer, 2104.09864): x (N, H, D) in interleaved order, rotation (N, 1, D / 2) complex."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # there are no complex numbers of bf16
+    pairs = torch.view_as_complex(precise.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 def rotation_table(config: DecoderConfig) -> Tensor:

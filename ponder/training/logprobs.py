@@ -55,7 +55,10 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_logprobs, grad_entropies = grads
         hidden, head, targets, entropies = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None  # adapters leave the head as it is
+        grad_head = None
+        if ctx.needs_input_grad[1]:  # adapters leave the head as it is
+            # in half precision a sum would lose its small parts
+            grad_head = torch.zeros_like(head, dtype=_precision(head))
         for rows in row_chunks(targets.shape[0], head.shape[0]):
             log_p = _log_softmax(hidden[rows], head, ctx.temperature)
             slope = grad_logprobs[rows, None]
@@ -65,9 +68,13 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             grad_hidden[rows] = grad_logits @ head
-            if grad_head is not None:
+            if grad_head is None:
+                continue
+            if grad_head.dtype == head.dtype:
                 grad_head.addmm_(grad_logits.t(), hidden[rows])
-        return grad_hidden, grad_head, None, None, None
+            else:
+                grad_head += grad_logits.t() @ hidden[rows]
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None
 
 
 def _precision(hidden: Tensor) -> torch.dtype:

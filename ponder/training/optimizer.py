@@ -10,16 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from ponder.recipe import OptimizerSettings
+from ponder.training.execution import Execution
 
 
 class Optimizer:
     """One or two torch optimizers (Muon needs AdamW beside it) behind one step, one schedule and one state."""
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings, total_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, settings: OptimizerSettings, total_steps: int, execution: Execution | None = None
+    ) -> None:
+        """Moves the parameters of `model` that ask for a gradient; without an `execution`, in one process and fp32."""
+        self.execution = Execution() if execution is None else execution
         self.settings = settings
         self.total_steps = total_steps
         self.step_count = 0
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
+        # DTensors, where the model is sharded
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if settings.name == "muon":
             matrices = [p for n, p in named if p.ndim == 2 and ".layers." in f".{n}"]
@@ -44,8 +50,13 @@ class Optimizer:
         A norm or a `loss` that is not finite leaves weights and state untouched, clears the gradients and returns None.
         (The gradient of a loss that is NaN can be finite: where a comparison with NaN cuts the path, it is zero.)
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        self.execution.ranks.sum_gradients(self.parameters)
+        self._unscale()
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        if self.execution.ranks.lockstep:
+            norm = norm.full_tensor()
         finite = math.isfinite(loss) and bool(norm.isfinite())
+        self.execution.scale.observe(finite)
         if finite:
             factor = lr_factor(self.settings, self.step_count, self.total_steps)
             for optimizer, peak in self._parts:
@@ -53,9 +64,19 @@ class Optimizer:
                     group["lr"] = peak * factor
                 optimizer.step()
         self.step_count += 1
+        self.clear()
+        return float(norm) if finite else None
+
+    def _unscale(self) -> None:
+        if self.execution.scale.value != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.execution.scale.value)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
-        return float(norm) if finite else None
 
     @property
     def lr(self) -> float:
@@ -63,10 +84,15 @@ class Optimizer:
         return self.settings.lr * lr_factor(self.settings, self.step_count, self.total_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step_count": self.step_count, "parts": [o.state_dict() for o, _ in self._parts]}
+        return {
+            "step_count": self.step_count,
+            "parts": [o.state_dict() for o, _ in self._parts],
+            "execution": self.execution.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step_count = state["step_count"]
+        self.execution.load_state_dict(state["execution"])
         for (optimizer, _), part in zip(self._parts, state["parts"], strict=True):
             optimizer.load_state_dict(part)
 

@@ -6,13 +6,18 @@ share its rows, so that the eight or sixteen completions of a group cost one pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ponder.model.decoder import Packing
+
+_PIECES_A_RANK = 4
+"""Where prompts' groups are few and long, each rank's share is made of about so many pieces of them."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +43,84 @@ class MicroBatch:
     sequence_ids: Tensor
     members: tuple[int, ...]
 
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch with its tensors on `device`."""
+        return dataclasses.replace(
+            self,
+            packing=self.packing.to(device),
+            tokens=self.tokens.to(device),
+            predictors=self.predictors.to(device),
+            targets=self.targets.to(device),
+            sequence_ids=self.sequence_ids.to(device),
+        )
+
 
 def micro_batches(examples: Sequence[Example], budget: int) -> Iterator[MicroBatch]:
     """Pack whole examples, in order, into micro-batches of at most `budget` rows (a longer example gets its own).
 
     Raises `ValueError` for an example without a prompt or a reply.
     """
-    members: list[int] = []
+    for members in cut(examples, range(len(examples)), budget):
+        yield pack(examples, members)
+
+
+def cut(examples: Sequence[Example], order: Iterable[int], budget: int) -> list[list[int]]:
+    """The examples' places, taken in `order`, cut into micro-batches as `micro_batches` does. Raises as it does."""
+    batches: list[list[int]] = []
     rows = 0
-    for index, example in enumerate(examples):
+    for index in order:
+        example = examples[index]
         if not example.prompt_ids or not example.reply_ids:
             raise ValueError(f"example {index} has an empty prompt or reply")
-        shares = bool(members) and examples[members[-1]].prompt_ids == example.prompt_ids
+        shares = bool(batches) and examples[batches[-1][-1]].prompt_ids == example.prompt_ids
         cost = len(example.reply_ids) + (0 if shares else len(example.prompt_ids))
-        if members and rows + cost > budget:
-            yield _pack(examples, members)
-            members, rows = [], 0
-            cost = len(example.prompt_ids) + len(example.reply_ids)
-        members.append(index)
+        if not batches or rows + cost > budget:
+            batches.append([])
+            rows, cost = 0, len(example.prompt_ids) + len(example.reply_ids)
+        batches[-1].append(index)
         rows += cost
-    if members:
-        yield _pack(examples, members)
+    return batches
 
 
-def _pack(examples: Sequence[Example], members: Sequence[int]) -> MicroBatch:
+def deal(examples: Sequence[Example], budget: int, ranks: int) -> list[list[int]]:
+    """The examples' places for each of `ranks` ranks, so that all get about equally many tokens.
+
+    Examples that share a prompt stay together up to a micro-batch and up to a quarter of a rank's even share; the
+    pieces go, longest first, to the rank that has least (Graham, 1969). A function of the arguments alone, so that
+    each rank knows what the others do. One rank gets everything in its own order.
+    """
+    if ranks == 1:
+        return [list(range(len(examples)))]
+    total = sum(len(e.prompt_ids) + len(e.reply_ids) for e in examples)
+    pieces = _pieces(examples, min(budget, math.ceil(total / (_PIECES_A_RANK * ranks))))
+    tokens = [_rows(examples, piece) for piece in pieces]
+    load = [0] * ranks
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for place in sorted(range(len(pieces)), key=lambda i: -tokens[i]):
+        rank = load.index(min(load))
+        load[rank] += tokens[place]
+        dealt[rank] += pieces[place]
+    return [sorted(places) for places in dealt]
+
+
+def _pieces(examples: Sequence[Example], most: int) -> list[list[int]]:
+    """Neighbours with one prompt, in pieces of at most `most` rows (a longer example is its own piece)."""
+    pieces: list[list[int]] = []
+    for index, example in enumerate(examples):
+        joins = bool(pieces) and examples[pieces[-1][-1]].prompt_ids == example.prompt_ids
+        if joins and _rows(examples, pieces[-1]) + len(example.reply_ids) <= most:
+            pieces[-1].append(index)
+        else:
+            pieces.append([index])
+    return pieces
+
+
+def _rows(examples: Sequence[Example], piece: Sequence[int]) -> int:
+    return len(examples[piece[0]].prompt_ids) + sum(len(examples[i].reply_ids) for i in piece)
+
+
+def pack(examples: Sequence[Example], members: Sequence[int]) -> MicroBatch:
+    """One micro-batch of the examples at these places."""
     groups: list[tuple[int, list[int]]] = []
     tokens: list[int] = []
     predictors: list[int] = []

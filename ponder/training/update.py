@@ -1,21 +1,28 @@
-"""One optimizer step: supervised on examples, or by policy gradient on rollouts with advantages."""
+"""One optimizer step: supervised on examples, or by policy gradient on rollouts with advantages.
+
+Both are a function from a micro-batch's hidden states to its share of the loss; `accumulate` brings it to all
+micro-batches, on all ranks. Shapes: N rows of a micro-batch, M reply tokens, d hidden.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ponder.algorithms.importance import importance_weights
-from ponder.algorithms.losses import LossStatistics, policy_loss
+from ponder.algorithms.losses import policy_loss
 from ponder.algorithms.weights import token_weights
 from ponder.model.decoder import Decoder, PackedAttention
 from ponder.recipe import AlgorithmSettings
+from ponder.training.execution import Execution
 from ponder.training.logprobs import token_logprobs
 from ponder.training.optimizer import Optimizer
-from ponder.training.packing import Example, MicroBatch, micro_batches
+from ponder.training.packing import Example, MicroBatch
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,14 @@ def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Exa
     """
     ordered = sorted(examples, key=lambda e: -len(e.prompt_ids) - len(e.reply_ids))
     total = sum(len(e.reply_ids) for e in ordered)
-    loss = 0.0
-    for batch in micro_batches(ordered, budget):
-        logprobs, _ = batch_logprobs(model, batch)
-        part = -logprobs.sum() / total
-        part.backward()
-        loss += float(part.detach())
-    return UpdateStatistics(loss, optimizer.step(loss), 0.0, 0.0, 0.0, 0.0, total)
+
+    def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured]:
+        logprobs, _ = head_logprobs(model, hidden, batch)
+        loss = -logprobs.sum() / total
+        return loss, Measured.nothing(loss.device)._replace(loss=loss.detach())
+
+    sums = accumulate(model, optimizer, ordered, budget, share)
+    return UpdateStatistics(sums.loss, optimizer.step(sums.loss), 0.0, 0.0, 0.0, 0.0, total)
 
 
 def policy_step(
@@ -84,8 +92,9 @@ def policy_step(
     """One policy-gradient step over whole groups; `reference` is needed when the KL term is in the loss.
 
     Trajectories whose gradient is exactly zero (advantage 0 without a KL or entropy term, or masked) are counted in the
-    denominators and cost no forward or backward pass.
+    denominators and cost no forward or backward pass. All ranks are given all trajectories, and compute their share.
     """
+    device = model.head_weight.device
     lengths = torch.tensor([len(t.example.reply_ids) for t in trajectories])
     truncated = torch.tensor([t.truncated for t in trajectories])
     weights = token_weights(
@@ -94,18 +103,20 @@ def policy_step(
     kl_in_loss = settings.kl.beta if settings.kl.place == "loss" else 0.0
     everything_counts = kl_in_loss > 0 or settings.entropy_bonus != 0
     live = [i for i, t in enumerate(trajectories) if weights[i] > 0 and (everything_counts or t.advantage != 0)]
-    loss, gap, entropy, tokens = 0.0, 0.0, 0.0, 0
-    statistics: LossStatistics | None = None
-    for batch in micro_batches([trajectories[i].example for i in live], budget):
+    if not live:
+        return UpdateStatistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+    def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured]:
         members = [trajectories[live[m]] for m in batch.members]
-        sampler = torch.tensor([x for t in members for x in t.sampler_logprobs])
-        logprobs, entropies = batch_logprobs(model, batch, temperature, with_entropy=settings.entropy_bonus != 0)
-        old, correction = _old_policy(members, sampler, logprobs.detach(), batch, settings)
+        sampler = torch.tensor([x for t in members for x in t.sampler_logprobs], device=device)
+        old, correction = _old_policy(members, sampler, batch, settings)
+        ref_logprobs = frozen_logprobs(reference, batch, temperature) if reference is not None else None
+        logprobs, entropies = head_logprobs(model, hidden, batch, temperature, settings.entropy_bonus != 0)
         result = policy_loss(
             logprobs,
             old,
-            torch.tensor([t.advantage for t in members])[batch.sequence_ids],
-            weights[[live[m] for m in batch.members]][batch.sequence_ids],
+            torch.tensor([t.advantage for t in members], device=device)[batch.sequence_ids],
+            weights[[live[m] for m in batch.members]].to(device)[batch.sequence_ids],
             batch.sequence_ids,
             len(members),
             loss=settings.loss,
@@ -113,49 +124,165 @@ def policy_step(
             eps_low=settings.eps_low,
             eps_high=settings.eps_high,
             importance_weights=correction,
-            ref_logprobs=frozen_logprobs(reference, batch, temperature) if reference is not None else None,
+            ref_logprobs=ref_logprobs,
             kl_beta=kl_in_loss,
             kl_estimator=settings.kl.estimator,
             entropies=entropies if settings.entropy_bonus != 0 else None,
             entropy_bonus=settings.entropy_bonus,
         )
-        result.loss.backward()
-        loss += float(result.loss.detach())
-        gap = max(gap, float((logprobs.detach() - sampler).abs().max()))
-        entropy += float(entropies.detach().sum())
-        tokens += sampler.numel()
-        statistics = result.statistics if statistics is None else statistics + result.statistics
-    norm = optimizer.step(loss) if live else 0.0
+        measured = Measured(
+            loss=result.loss.detach(),
+            entropy=entropies.detach().sum(),
+            counted=result.statistics.num_tokens,
+            bounded=result.statistics.bounded_tokens,
+            kl=result.statistics.kl_sum,
+            gap=(logprobs.detach() - sampler).abs().max(),
+        )
+        return result.loss, measured
+
+    sums = accumulate(model, optimizer, [trajectories[i].example for i in live], budget, share)
+    tokens = sum(len(trajectories[i].example.reply_ids) for i in live)
     return UpdateStatistics(
-        loss=loss,
-        grad_norm=norm,
-        logprob_gap=gap,
-        clip_share=statistics.clip_share if statistics else 0.0,
-        kl=statistics.kl_mean if statistics else 0.0,
-        entropy=entropy / max(1, tokens),
+        loss=sums.loss,
+        grad_norm=optimizer.step(sums.loss),
+        logprob_gap=sums.gap,
+        clip_share=sums.bounded / max(1.0, sums.counted),
+        kl=sums.kl / max(1.0, sums.counted),
+        entropy=sums.entropy / tokens,
         trained_tokens=tokens,
     )
 
 
 def _old_policy(
-    members: Sequence[Trajectory], sampler: Tensor, current: Tensor, batch: MicroBatch, settings: AlgorithmSettings
+    members: Sequence[Trajectory], sampler: Tensor, batch: MicroBatch, settings: AlgorithmSettings
 ) -> tuple[Tensor, Tensor | None]:
-    """The old policy's log-probabilities (M,), and the weights (M,) that correct for a sampler that differs from it."""
+    """The old policy's log-probabilities (M,), and the weights (M,) that correct for a sampler that differs from it.
+
+    `auto` is for whoever knows of another sampler to resolve; unresolved, this process is the sampler.
+    """
     s = settings.importance
-    if s.mode == "none":
+    if s.mode == "none" or s.mode == "auto":
         return sampler, None
-    assert s.mode != "auto", "whoever knows who samples decides"
-    told = [t.old_logprobs for t in members if t.old_logprobs is not None]
-    old = torch.tensor([x for logprobs in told for x in logprobs]) if told else current
+    old = torch.tensor([x for t in members for x in t.old_logprobs or t.sampler_logprobs], device=sampler.device)
     return old, importance_weights(old, sampler, batch.sequence_ids, len(members), s.mode, s.cap, s.floor)
+
+
+# --- gradients of a whole batch ---------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """What a micro-batch adds to a step's statistics: 0-d tensors, detached. All are sums, but for `gap`."""
+
+    loss: Tensor
+    entropy: Tensor
+    counted: Tensor
+    """Tokens of non-zero weight."""
+    bounded: Tensor
+    kl: Tensor
+    gap: Tensor
+    """Largest |trainer - sampler| log-probability, in nats."""
+
+    @classmethod
+    def nothing(cls, device: torch.device) -> Measured:
+        """Zeros."""
+        return cls(*torch.zeros(len(cls._fields), device=device).unbind())
+
+
+class Sums(NamedTuple):
+    """`Measured` over the whole batch: the same on all ranks."""
+
+    loss: float
+    entropy: float
+    counted: float
+    bounded: float
+    kl: float
+    gap: float
+
+
+Share = Callable[[MicroBatch, Tensor], tuple[Tensor, Measured]]
+"""From a micro-batch and its hidden states (N, d) to its part of the loss and of the statistics."""
+
+
+def accumulate(model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int, share: Share) -> Sums:
+    """Forward and backward over all examples, in micro-batches of `budget` tokens or of what has proved to fit.
+
+    Each rank computes its micro-batches; the gradients of the parts' sum are left for `optimizer.step`, which adds up
+    the ranks'. Raises `UsageError` when memory does not hold a single example.
+    """
+    execution, device = optimizer.execution, model.head_weight.device
+    sums, gap = torch.empty(0), torch.empty(0)
+
+    def attempt(tokens: int) -> int:
+        nonlocal sums, gap
+        optimizer.clear()
+        sums = torch.zeros(len(Measured._fields) - 1, dtype=torch.float64, device=device)
+        gap = torch.zeros((), device=device)
+        most = 0
+        for batch, counts in execution.ranks.share(examples, tokens):
+            most = max(most, len(batch.members))
+            measured = _backward(model, execution, batch.to(device), share, counts)
+            if measured is not None and counts:
+                sums += torch.stack([x.double() for x in measured[:-1]])
+                gap = torch.maximum(gap, measured.gap)
+            if execution.out_of_memory and not execution.ranks.lockstep:
+                break
+        return most
+
+    execution.within_memory(budget, attempt)
+    loss, entropy, counted, bounded, kl = execution.ranks.total(sums).tolist()
+    return Sums(loss, entropy, counted, bounded, kl, float(execution.ranks.largest(gap)))
+
+
+def _backward(model: Decoder, execution: Execution, batch: MicroBatch, share: Share, counts: bool) -> Measured | None:
+    """One micro-batch's gradients; None when memory ran out."""
+    factor = execution.scale.value * counts
+    measured = None
+    if not execution.ranks.lockstep:
+        with execution.watching():
+            loss, measured = share(batch, hidden_states(model, batch))
+            (loss * factor).backward()
+        return measured
+    # What the ranks exchange hangs on the passes through the layers, and a rank that left them would be waited for
+    # for ever. So the layers see to it themselves (`guard_layers`), and the rest is cut off, to fail apart from them.
+    hidden = hidden_states(model, batch)
+    end = hidden.detach().requires_grad_()
+    with execution.watching():
+        loss, measured = share(batch, end)
+        (loss * factor).backward()
+    head = model.head_weight
+    if head.requires_grad and head.grad is None:
+        head.grad = torch.zeros_like(head)
+    hidden.backward(torch.zeros_like(hidden) if end.grad is None else end.grad)
+    return measured
+
+
+# --- log-probabilities of a micro-batch -------------------------------------------------------------------------------
+
+
+def hidden_states(model: Decoder, batch: MicroBatch) -> Tensor:
+    """Final hidden states (N, d) of a micro-batch, in the arithmetic of training, differentiable."""
+    half = model.compute_dtype
+    with nullcontext() if half is None else torch.autocast(batch.tokens.device.type, half):
+        return model.hidden(batch.tokens, batch.packing.positions, PackedAttention(batch.packing))
+
+
+def head_logprobs(
+    model: Decoder, hidden: Tensor, batch: MicroBatch, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Hidden states (N, d) -> log-probabilities and entropies (M,) of the reply tokens, in float32 or better."""
+    half = model.compute_dtype
+    rows, head = hidden[batch.predictors], model.head_weight
+    if half is not None:
+        rows, head = rows.to(half), head.to(half)
+    return token_logprobs(rows, head, batch.targets, temperature, with_entropy)
 
 
 def batch_logprobs(
     model: Decoder, batch: MicroBatch, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies (M,) of a micro-batch's reply tokens, differentiable."""
-    hidden = model.hidden(batch.tokens, batch.packing.positions, PackedAttention(batch.packing))
-    return token_logprobs(hidden[batch.predictors], model.head_weight, batch.targets, temperature, with_entropy)
+    """Log-probabilities and entropies (M,) of a micro-batch's reply tokens, differentiable, on the model's device."""
+    batch = batch.to(model.head_weight.device)
+    return head_logprobs(model, hidden_states(model, batch), batch, temperature, with_entropy)
 
 
 @torch.no_grad()

@@ -1,0 +1,152 @@
+"""One rank of a trainer on torch.distributed: every rank is called alike, with the same arguments, at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ponder.errors import UsageError
+from ponder.model.config import DecoderConfig
+from ponder.model.decoder import Decoder
+from ponder.model.lora import add_adapters, merged_weights
+from ponder.training.execution import Execution, Ranks
+from ponder.training.optimizer import Optimizer
+from ponder.training.packing import Example
+from ponder.training.sharding import Sharding, gather, place, spread
+from ponder.training.trainer import TrainerSettings
+from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step, supervised_step
+
+
+class RankTrainer:
+    """This rank's part of a `Trainer`. Statistics are the whole batch's on every rank; `weights` come on rank 0."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        config: DecoderConfig,
+        weights: Mapping[str, Tensor] | None,
+        settings: TrainerSettings,
+        sharding: Sharding = "fsdp2",
+        keep_reference: bool = False,
+        device: torch.device | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`weights` are rank 0's to give, by the decoder's own names, and None elsewhere; `seed` is the adapters'.
+
+        Where `size` is above 1, the ranks have met (`ponder.training.sharding.join`). Raises `UsageError` for adapters
+        on quantised weights, which belong to one process.
+        """
+        self.settings = settings
+        self.ranks = Ranks(rank, size, device or torch.device("cpu"), lockstep=sharding == "fsdp2")
+        self.execution = Execution(self.ranks, fp16=settings.precision == "fp16")
+        self.sharding: Sharding = sharding
+        if settings.lora is not None and settings.lora.quantise != "none":
+            raise UsageError("lora.quantise is for one process: set it to `none`, or cluster to `local`")
+        self.policy = self._decoder(config, learns=True)
+        spread(self.policy, self._with_adapters(config, weights, seed), self.ranks)
+        self.optimizer = Optimizer(self.policy, settings.optimizer, settings.total_steps, self.execution)
+        self.reference: Decoder | None = None
+        if keep_reference:
+            self.reference = self._decoder(config, learns=False)
+            spread(self.reference, weights, self.ranks)
+        self._version = 0
+
+    def _decoder(self, config: DecoderConfig, learns: bool) -> Decoder:
+        with torch.device("meta"):
+            decoder = Decoder(config)
+        if self.settings.lora is not None and learns:
+            add_adapters(decoder, self.settings.lora, seed=0)
+        decoder.compute_in(self.settings.precision)
+        decoder.checkpoint_activations(self.settings.activation_checkpointing)
+        if not learns:
+            decoder.requires_grad_(False)
+        return place(decoder, self.sharding, self.execution)
+
+    def _with_adapters(
+        self, config: DecoderConfig, weights: Mapping[str, Tensor] | None, seed: int
+    ) -> Mapping[str, Tensor] | None:
+        """Rank 0's weights, and adapters where they begin."""
+        if weights is None or self.settings.lora is None:
+            return weights
+        with torch.device("meta"):
+            whole = Decoder(config)
+        whole.load_state_dict(weights, assign=True)
+        add_adapters(whole, self.settings.lora, seed)
+        return dict(whole.named_parameters())
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.lr
+
+    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
+        """See `Trainer`."""
+        s = self.settings
+        updates = [
+            policy_step(
+                self.policy,
+                self.optimizer,
+                part,
+                s.algorithm,
+                temperature=s.temperature,
+                max_tokens=s.max_tokens,
+                budget=s.budget,
+                reference=self.reference,
+            )
+            for part in parts
+        ]
+        self._version += 1
+        return updates
+
+    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
+        """See `Trainer`."""
+        return supervised_step(self.policy, self.optimizer, examples, self.settings.budget)
+
+    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
+        """See `Trainer`: all of them, on every rank."""
+        model = self.policy if of == "policy" else self.reference
+        assert model is not None, "asked for a reference where none is kept"
+        examples = [t.example for t in trajectories]
+        lengths = [len(e.reply_ids) for e in examples]
+        # each rank fills in its own, and zeros change nothing in a sum
+        found = torch.zeros(0)
+
+        def attempt(tokens: int) -> int:
+            nonlocal found
+            found, most = torch.zeros(sum(lengths), device=self.ranks.device), 0
+            places = found.split(lengths)
+            for batch, counts in self.ranks.share(examples, tokens):
+                most = max(most, len(batch.members))
+                with self.execution.watching():
+                    logprobs = frozen_logprobs(model, batch, self.settings.temperature)
+                    parts = logprobs.split([lengths[m] for m in batch.members])
+                    for member, part in zip(batch.members if counts else (), parts, strict=counts):
+                        places[member].copy_(part)
+            return most
+
+        self.execution.within_memory(self.settings.budget, attempt)
+        return list(self.ranks.total(found).cpu().split(lengths))
+
+    def refresh_reference(self) -> None:
+        """See `Trainer`."""
+        assert self.reference is not None, "asked for a reference where none is kept"
+        spread(self.reference, self.weights() or None, self.ranks)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """See `Trainer`: on rank 0, and nothing elsewhere."""
+        gathered = gather(self.policy, self.ranks)
+        if self.settings.lora is not None and self.ranks.rank == 0:
+            return merged_weights(self.policy, gathered)
+        return gathered
+
+    def drain_notes(self) -> list[str]:
+        """What a person should know, once."""
+        notes, self.execution.notes = self.execution.notes, []
+        return notes

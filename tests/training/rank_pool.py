@@ -1,0 +1,72 @@
+"""Processes that stand for the ranks of a cluster, started once for many tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ponder.training.sharding import join
+
+_DEADLINE_S = 120
+
+
+class RankPool:
+    """Calls `function(rank, size, *arguments)` on the first `size` processes at once; the functions are of modules."""
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What each rank returns; fails with the traceback of the first that raised."""
+        port = free_port()
+        for rank, pipe in enumerate(self._pipes[:size]):
+            pipe.send((rank, size, port, function, arguments))
+        answers = []
+        for pipe in self._pipes[:size]:
+            assert pipe.poll(_DEADLINE_S), "a rank is silent"
+            answers.append(pipe.recv())
+        failed = [why for ok, why in answers if not ok]
+        assert not failed, failed[0]
+        return [answer for _, answer in answers]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _serve(pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        rank, size, port, function, arguments = pipe.recv()
+        try:
+            join(rank, size, f"127.0.0.1:{port}", 60, torch.device("cpu"))
+            answer = (True, function(rank, size, *arguments))
+        except BaseException:  # noqa: BLE001  # the test shows it
+            answer = (False, f"rank {rank}: {traceback.format_exc()}")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        pipe.send(answer)
