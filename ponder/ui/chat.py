@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,18 +14,37 @@ from ponder.evaluation.benchmarks.showcase import showcase_problems
 from ponder.recipe import Recipe
 from ponder.run import RunFolder
 from ponder.tasks import get_task
-from ponder.tasks.base import split_of
+from ponder.tasks.base import Problem
 from ponder.ui.data import Catalog, json_response
 from ponder.ui.models import checkpoints, embedded_models
 
-SMALL_PUZZLES = (
-    ("countdown", "en", "Make a number"),
-    ("parentheses", "en", "Put in parentheses"),
-    ("candles", "en", "Candles"),
-    ("transpose", "en", "Transpose"),
-    ("countdown", "zh", "凑数"),
+
+class Starter(NamedTuple):
+    """A problem of the mini world: drawn by its task from `seed`, held out from all training sets."""
+
+    title: str
+    task: str
+    language: str
+    seed: int
+
+    @property
+    def problem(self) -> Problem:
+        return get_task(self.task).generate(random.Random(self.seed), 1, self.language)
+
+
+PUZZLES = (
+    Starter("Make a number", "countdown", "en", 9166),
+    Starter("Put in parentheses", "parentheses", "en", 3264),
+    Starter("凑数", "countdown", "zh", 9628),
 )
-"""Tasks of the mini world whose easiest problems its models learn to solve, with language and title."""
+"""Chosen, on real models, as those that the base mostly gets wrong; Zero tends to mix languages in the last one."""
+
+REQUESTS = (
+    Starter("What is your name?", "general", "en", 172),
+    Starter("Write a line", "general", "en", 116),
+    Starter("A bad plan", "safety", "en", 2054),
+)
+"""Base and Zero answer these with bits of arithmetic: only later stages teach them."""
 
 SHOWCASE_TITLES = {
     "candles": "Five candles",
@@ -75,22 +95,17 @@ def lineup(run: RunFolder) -> list[str]:
 @cache
 def starters() -> list[dict[str, Any]]:
     """Prompts by group: small ones that no model was trained on, and the showcase's first of each kind."""
-    small = [{"title": title, "prompt": _held_out_prompt(task, language)} for task, language, title in SMALL_PUZZLES]
-    small.append({"title": "Who are you?", "prompt": "Who are you?"})
     first = {problem.source.partition(":")[2]: problem.prompt for problem in reversed(showcase_problems())}
     large = [{"title": title, "prompt": first[kind]} for kind, title in SHOWCASE_TITLES.items()]
     return [
-        {"title": "Small puzzles", "note": "for the mini models, none of which has seen these", "prompts": small},
+        {"title": "Small puzzles", "note": "the base guesses, Zero and R1 search", "prompts": _prompts(PUZZLES)},
+        {"title": "Small requests", "note": "what R1 has learned and Zero has not", "prompts": _prompts(REQUESTS)},
         {"title": "Showcase", "note": "what people asked R1 when it came out, for larger models", "prompts": large},
     ]
 
 
-def _held_out_prompt(task: str, language: str) -> str:
-    rng = random.Random(f"{task} {language}")
-    while True:
-        problem = get_task(task).generate(rng, 1, language)
-        if split_of(problem) == "test":
-            return problem.prompt
+def _prompts(chosen: Sequence[Starter]) -> list[dict[str, str]]:
+    return [{"title": starter.title, "prompt": starter.problem.prompt} for starter in chosen]
 
 
 def _base(recipe: Recipe, name: str) -> str:

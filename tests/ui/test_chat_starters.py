@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import ponder
 from ponder.model.embedded import FOLDERS
+from ponder.model.parser import prompt_tail, split_thinking
+from ponder.model.templates import render
 from ponder.recipe import load_recipe
 from ponder.run import RunFolder, StageRecord
-from ponder.ui.chat import SMALL_PUZZLES, lineup, lineups, starters
+from ponder.tasks import verify_answer
+from ponder.tasks.base import split_of
+from ponder.ui.chat import PUZZLES, REQUESTS, Starter, lineup, lineups, starters
 from ponder.ui.data import Catalog
 
 TASKS = {"tasks": {"countdown": {}}}
@@ -57,10 +62,27 @@ def test_only_models_that_are_there_are_offered(tmp_path: Path) -> None:
     assert lineups(Catalog(tmp_path)) == []
 
 
-def test_starters_hold_each_small_puzzle_and_each_kind_of_the_showcase() -> None:
-    small, showcase = starters()
-    assert len(small["prompts"]) == len(SMALL_PUZZLES) + 1
-    assert len(showcase["prompts"]) == 5
-    prompts = [one["prompt"] for group in (small, showcase) for one in group["prompts"]]
+def test_starters_are_in_groups_and_each_is_another() -> None:
+    groups = starters()
+    assert [group["title"] for group in groups] == ["Small puzzles", "Small requests", "Showcase"]
+    assert len(groups[-1]["prompts"]) == 5
+    prompts = [one["prompt"] for group in groups for one in group["prompts"]]
     assert len(set(prompts)) == len(prompts)
-    assert all(one["title"] for one in small["prompts"] + showcase["prompts"])
+    assert all(one["title"] for group in groups for one in group["prompts"])
+
+
+@pytest.mark.parametrize("starter", [*PUZZLES, *REQUESTS], ids=lambda starter: starter.title)
+def test_no_model_was_trained_on_a_starter(starter: Starter) -> None:
+    assert split_of(starter.problem) == "test"
+
+
+def test_the_base_gets_most_starters_wrong() -> None:
+    """Else nothing is to be seen when Zero and R1 stand beside it."""
+    problems = [starter.problem for starter in (*PUZZLES, *REQUESTS)]
+    model = ponder.load("mini")
+    prompts = [render("mini", problem.prompt, model.tokenizer) for problem in problems]
+    replies = model.generate(prompts, n=8, temperature=0.6, top_p=0.95, max_tokens=512, seed=0)
+    for problem, prompt, texts in zip(problems, prompts, replies, strict=True):
+        answers = [split_thinking(text, prompt_tail(prompt)).answer for text in texts]
+        right = sum(answer is not None and verify_answer(answer, problem).correct for answer in answers)
+        assert right <= 3, problem.prompt
