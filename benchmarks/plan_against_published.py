@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from measure import table
 
-from ponder.capacity.assumptions import Assumptions
+from ponder.capacity.assumptions import Assumptions, parse_assumptions
 from ponder.capacity.estimate import Schedule, StepEstimate, best_step, step_on
 from ponder.capacity.hardware import DEVICES
 from ponder.capacity.jobs import Layout, Lengths, RolloutJob, TrainingJob
@@ -47,16 +47,20 @@ def shape_of(name: str) -> DecoderShape:
 
 
 def r1_zero(a: Assumptions) -> Iterator[Comparison]:
-    """101K GPU hours on 64 x 8 H800: 8.2K updates of at most 32,768 tokens, then 2.2K of 65,536; 16 a rollout."""
-    hours = sum(
-        rollouts * r1_zero_step(a, mean, longest).step_s / 3600
+    """101K GPU hours on 64 x 8 H800, with the lengths of its figure, and with shorter and longer ones."""
+    for run, scale in (("", 1.0), (", lengths x 0.7", 0.7), (", lengths x 1.3", 1.3)):
+        yield Comparison(f"DeepSeek-R1-Zero, 512 H800{run}", "GPU hours", 512 * r1_zero_hours(a, scale), 101_000)
+
+
+def r1_zero_hours(a: Assumptions, scale: float = 1.0) -> float:
+    """8.2K updates of at most 32,768 tokens, then 2.2K of 65,536; 16 a rollout."""
+    return sum(
+        rollouts * r1_zero_step(a, scale * mean, longest).step_s / 3600
         for rollouts, mean, longest in (
             (8_200 / 16, mean_of_zero(0, 8_200), 32_768),
             (2_200 / 16, mean_of_zero(8_200, 10_400), 65_536),
         )
     )
-    yield Comparison("DeepSeek-R1-Zero, 512 H800", "GPU hours", 512 * hours, 101_000)
-    yield Comparison("DeepSeek-R1-Zero, 512 H800", "hours", hours, 198)
 
 
 def mean_of_zero(first: int, last: int) -> float:
@@ -148,14 +152,28 @@ def skyrl(a: Assumptions) -> Iterator[Comparison]:
         yield Comparison(run, "s, forward", update.score_s, forward_s)
 
 
+def number(value: float) -> str:
+    """Three figures."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+def rows(a: Assumptions) -> list[tuple[str, str, str, str, str]]:
+    """All comparisons as text: run, quantity, predicted, published, error."""
+    found = [*r1_zero(a), *nemo_rl(a), *skyrl(a)]
+    return [(c.run, c.quantity, number(c.predicted), f"{c.published:,g}", f"{c.error:+.0%}") for c in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    a = Assumptions()
-    found = [*r1_zero(a), *nemo_rl(a), *skyrl(a)]
-    head = ["run", "quantity", "predicted", "published", "error"]
-    rows = [[c.run, c.quantity, f"{c.predicted:,.4g}", f"{c.published:,g}", f"{c.error:+.0%}"] for c in found]
-    print(table(head, rows))
+    parser.add_argument("--markdown", action="store_true", help="print the rows of docs/capacity.md")
+    parser.add_argument("--assume", metavar="NAME=VALUE", action="append", default=[], help="replace a factor")
+    options = parser.parse_args()
+    found = rows(parse_assumptions(options.assume))
+    if options.markdown:
+        for row in found:
+            print(f"| {' | '.join(row)} |")
+    else:
+        print(table(["run", "quantity", "predicted", "published", "error"], found))
 
 
 if __name__ == "__main__":

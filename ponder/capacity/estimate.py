@@ -73,8 +73,13 @@ class ClusterEstimate:
 
     @property
     def gpu_hours(self) -> float:
-        """Of all stages whose time is known, one after another."""
-        return sum(stage.gpu_hours or 0.0 for stage in self.stages)
+        """Of all stages that fit and whose time is known, one after another."""
+        return sum(stage.gpu_hours or 0.0 for stage in self.stages if not stage.step.problems)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage is in `gpu_hours`."""
+        return all(stage.gpu_hours is not None and not stage.step.problems for stage in self.stages)
 
 
 def estimate_recipe(recipe: Recipe, cluster: Cluster, assumptions: Assumptions) -> ClusterEstimate:

@@ -22,8 +22,8 @@ def estimate_text(estimate: ClusterEstimate) -> str:
     usable = estimate.assumptions.usable_memory * device.memory_bytes / _GB
     head = ["stage", "devices", "GB", "draw s", "train s", "step s", "steps", "GPU h"]
     lines = [
-        f"{devices} x {device.name}, {device.devices_per_node} a node, {usable:.0f} GB usable on each; "
-        f"{estimate.gpu_hours:,.0f} GPU hours",
+        f"{devices} x {device.name}, {device.devices_per_node} a node, {usable:.0f} GB usable on each: "
+        f"{_number(estimate.gpu_hours)} GPU hours{'' if estimate.complete else ' and more'}",
         aligned([head, *map(_row, estimate.stages)]),
         "devices: samplers x devices of each + training ranks (= instead of +: the same",
         "  devices in turn); GB: on a sampler's device / on a rank's",
@@ -41,16 +41,18 @@ def estimate_json(estimate: ClusterEstimate) -> dict[str, Any]:
 
 def _row(stage: StageEstimate) -> list[str]:
     step = stage.step
-    memory = [half.total_bytes / _GB for half in (step.rollout_memory, step.training_memory) if half is not None]
+    drawn = step.rollout is None or step.rollout_memory is not None
+    memory = ["?"] if not drawn else []
+    memory += [_number(m.total_bytes / _GB) for m in (step.rollout_memory, step.training_memory) if m is not None]
     return [
         stage.name if len(stage.name) <= _LONGEST_NAME else f"{stage.name[: _LONGEST_NAME - 2]}..",
         _where(step.layout),
-        "/".join(map(_number, memory)) or "?",
-        _number(None if step.rollout is None else step.rollout.total_s),
+        "/".join(memory),
+        _number(None if step.rollout is None else step.rollout.total_s) if drawn else "?",
         _number(None if step.update is None else step.update.total_s),
-        _number(step.step_s),
+        _number(step.step_s) if drawn else "?",
         "?" if stage.steps is None else _number(stage.steps),
-        "?" if stage.gpu_hours is None else _number(stage.gpu_hours),
+        "no fit" if step.problems else "?" if stage.gpu_hours is None else _number(stage.gpu_hours),
     ]
 
 
@@ -64,10 +66,14 @@ def _where(layout: Layout) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three figures; a dash for what there is not."""
+    """Three figures at most; a dash for what there is not."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    if value >= 1:
+        return f"{value:.3g}"
+    return f"{value:.2f}" if value >= 0.01 else "<0.01"
 
 
 def _remarks(estimate: ClusterEstimate) -> dict[str, list[str]]:
