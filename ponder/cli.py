@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +22,12 @@ from ponder.capacity.assumptions import parse_assumptions
 from ponder.capacity.estimate import estimate_recipe
 from ponder.capacity.hardware import parse_cluster
 from ponder.capacity.render import estimate_json, estimate_text
+from ponder.doctor import Check, Needs, diagnose, needs_of, problems, summary_rows
 from ponder.errors import PonderError, RefusedError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark, is_benchmark
 from ponder.evaluation.tables import aligned, as_markdown, extra_tables, result_tables, settings_text
+from ponder.launch import Kind as LaunchKind
+from ponder.launch import LaunchSettings, write_launch
 from ponder.model.formats import Format, WeightType
 from ponder.pipeline import default_run_dir, packaged_recipes, parse_recipe, run_recipe
 from ponder.plan import StagePlan, lineage, plan_recipe
@@ -94,7 +97,8 @@ def run(
     """Carry out a recipe, or go on with it after a stop.
 
     A stage that is done runs again only when something it depends on has changed; its old result is then kept beside
-    the new one. Ctrl-C leaves the run resumable (exit code 5): the same command goes on where it was.
+    the new one. Ctrl-C leaves the run resumable (exit code 5): the same command goes on where it was. SIGTERM does too,
+    once a training stage has ended its step and saved it, or after the recipe's `stop_s` seconds.
 
     \b
     Examples:
@@ -133,13 +137,13 @@ def plan(
 
     Prints who starts from whom, and for each stage its rollouts, updates, tokens, memory and time; a dash
     stands for what is not known before it runs. The time is known once the run folder holds measured speeds:
-    run a few steps first.
+    run a few steps first. With --cluster: what it would need on named hardware (docs/capacity.md).
 
     \b
     Examples:
       ponder plan r1-zero-mini
       ponder plan r1-zero-mini --set stages.zero.group_size=32 --json
-      ponder plan r1-zero-qwen2.5-7b --cluster 8xH100 --set precision=bf16 --assume mean_tokens=4000
+      ponder plan r1-zero-qwen2.5-7b --cluster 8xH100 --assume mean_tokens=4000
     """
     loaded = parse_recipe(recipe, set_ or ())
     if cluster is not None:
@@ -156,6 +160,86 @@ def plan(
     console.print(lineage(loaded))
     for stage in plans:
         console.print(_plan_text(stage), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="What is to run; none checks in general.")
+    ] = None,
+    set_: SetOption = None,
+    run_dir: RunOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDRESS", help="A Ray cluster: auto or host:port. [default: the recipe's]"),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", min=1, help="Wait until the cluster has so many nodes.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check what a run needs, here and on every node of a cluster (docs/cluster.md).
+
+    Python, torch and its build, GPUs, engines, Ray, sandbox, disks, memory, ports; and between nodes versions, clocks,
+    network and shared folders. Nothing is downloaded, no GPU is taken. Exit code 3 when something would stop the run.
+
+    \b
+    Examples:
+      ponder doctor
+      ponder doctor my-recipe.yaml --address auto --nodes 4
+    """
+    folder = Path("runs") if run_dir is None else run_dir
+    needs, deadline_s = Needs(folder, "local" if address is None else "ray cluster"), 600.0
+    if recipe is not None:
+        loaded = parse_recipe(recipe, set_ or ())
+        address = address or loaded.cluster.address
+        folder = default_run_dir(loaded) if run_dir is None else run_dir
+        needs = needs_of(loaded, folder, address, _judges_programs(loaded))
+        deadline_s = loaded.cluster.deadlines.start_s
+    checks = diagnose(needs, address, nodes, deadline_s)
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        _print_checks(checks)
+    found = problems(checks)
+    if found:
+        raise RefusedError(f"{len(found)} of {len(checks)} checks found what would stop a run: do what they advise")
+
+
+@app.command()
+def launch(
+    kind: Annotated[LaunchKind, typer.Argument(metavar="KIND", help="slurm, kubernetes or node (one machine).")],
+    recipe: RecipeArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder for the files.")],
+    set_: SetOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="The run folder, which all nodes must see.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", min=0, help="GPUs of a node.")] = 8,
+    memory: Annotated[int, typer.Option("--memory", metavar="GIB", min=1, help="Memory of a node.")] = 64,
+    hours: Annotated[float, typer.Option("--hours", metavar="H", min=0.1, help="Time limit of one Slurm job.")] = 24.0,
+    partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Of Slurm.")] = None,
+    account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Of Slurm.")] = None,
+    image: Annotated[str, typer.Option("--image", metavar="NAME", help="Of the container, in Kubernetes.")] = (
+        "ponder:latest"
+    ),
+    claim: Annotated[str, typer.Option("--claim", metavar="NAME", help="Of the shared volume, in Kubernetes.")] = (
+        "ponder"
+    ),
+) -> None:
+    """Write the files that run a recipe on Slurm, Kubernetes or one machine.
+
+    They can be read and edited; their numbers follow from the recipe's `cluster`. Nothing is submitted.
+
+    \b
+    Examples:
+      ponder launch slurm my-recipe.yaml --to jobs/zero --hours 12 --partition gpu
+      ponder launch kubernetes my-recipe.yaml --to jobs/zero --image registry.example/ponder:1
+      ponder launch node my-recipe.yaml --to jobs/zero
+    """
+    settings = LaunchSettings(gpus_per_node, memory, hours, partition, account, image, claim)
+    for path in write_launch(kind, parse_recipe(recipe, set_ or ()), to, run_dir, settings):
+        typer.echo(path)
 
 
 @app.command()
@@ -699,7 +783,20 @@ def _slug(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", model).strip("-") or "model"
 
 
+def _judges_programs(recipe: Recipe) -> bool:
+    names = [name for stage in recipe.stages.values() for name in getattr(stage, "benchmarks", ())]
+    return any(get_benchmark(name).verifier == "code" for name in names)
+
+
 # --- to text -----------------------------------------------------------------------------------------------------
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    for where, check in summary_rows(checks):
+        place = f" ({where})" if where else ""
+        typer.echo(f"{check.state:<8} {check.name}{place}: {check.found}")
+        if check.state != "ok":
+            typer.echo(f"{'':<8} -> {check.advice}")
 
 
 def _print_json(value: Any) -> None:

@@ -14,7 +14,7 @@ FLOORS = {
     2: ["rewards", "rollout", "training", "store", "progress", "lineage", "doctor", "cluster"],
     3: ["evaluation", "run", "curation", "serving", "capacity"],
     4: ["stages", "ui"],
-    5: ["pipeline", "plan"],
+    5: ["pipeline", "plan", "launch"],
     6: ["cli", "api", "__main__", "__init__"],
 }
 """The house of the design: a unit is a folder or a file directly below `ponder/`."""
