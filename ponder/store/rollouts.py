@@ -47,12 +47,15 @@ CREATE TABLE IF NOT EXISTS tokens (
     id INTEGER PRIMARY KEY REFERENCES rollouts (id) ON DELETE CASCADE, ids BLOB NOT NULL, logprobs BLOB NOT NULL
 );
 """
-_LATER_COLUMNS = [("rollouts", "version INTEGER")]
-_LATER_COLUMNS += [("tokens", column) for column in ("entropies BLOB", "ratios BLOB", "versions TEXT")]
-"""(table, column) that files of earlier versions lack: a writer adds them, a reader does without."""
+_LATER_COLUMNS = {
+    "rollouts": {"version": "INTEGER"},
+    "tokens": {"entropies": "BLOB", "ratios": "BLOB", "versions": "TEXT"},
+}
+"""By table: what files of earlier versions lack, and a writer adds."""
 
 _SMALL = ["stage", "step", "split", "model", "problem_id", "task", "language", "difficulty", "sample", "reference"]
 _SMALL += ["rewards", "advantage", "correct", "length", "finish_reason", "version"]
+_TEXTS = ["prompt", "text", "thinking", "answer"]
 _TOKENS = ["ids", "logprobs", "entropies", "ratios", "versions"]
 
 
@@ -285,16 +288,16 @@ class RolloutStore:
         return list(self._rollouts(where, (pattern, stage, stage, correct, correct, limit), tokens=False))
 
     def _rollouts(self, where: str, values: Sequence[Any], tokens: bool) -> Iterator[RolloutRow]:
+        columns = [*_SMALL, *_TEXTS, *(_TOKENS if tokens else [])]
         join = "LEFT JOIN tokens USING (id)" if tokens else ""
-        # all columns there are: a file of an earlier version has fewer
-        for row in self._query(f"SELECT * FROM rollouts LEFT JOIN texts USING (id) {join} {where}", values):
-            yield _read_row(dict(row))
+        sql = f"SELECT {', '.join(columns)} FROM rollouts LEFT JOIN texts USING (id) {join} {where}"
+        for row in self._query(sql, values):
+            yield _read_row(dict(zip(columns, row, strict=True)))
 
-    def _query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+    def _query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         if not self.path.exists():
             return
         with disk_errors(self.path, "read"), closing(connect_reader(self.path)) as db:
-            db.row_factory = sqlite3.Row
             yield from db.execute(sql, values)
 
 
@@ -305,29 +308,40 @@ def _connect_writer(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     db.executescript(_SCHEMA)
-    for table, column in _LATER_COLUMNS:
-        if column.split()[0] not in stored_columns(db, table):
-            db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+    for table in _LATER_COLUMNS:
+        for name, kind in _missing_columns(db, table):
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
     return db
 
 
-def stored_columns(db: sqlite3.Connection, table: str) -> set[str]:
-    """Names of a table's columns: files of earlier versions lack some."""
-    return {name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))}
-
-
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write, for queries of one's own. Raises `BrokenInputError` where there is no file."""
+    """A connection that cannot write, for queries of one's own; what a file of an earlier version lacks reads as null.
+
+    Raises `BrokenInputError` where there is no file.
+    """
     # a WAL database wants to write its index beside the file; on read-only storage nobody writes, so it may be skipped
     immutable = "" if os.access(path.parent, os.W_OK) else "&immutable=1"
     try:
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{immutable}", uri=True, timeout=30.0)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{immutable}", uri=True, timeout=30.0)
     except sqlite3.OperationalError as error:
         raise BrokenInputError(f"cannot open {path}: {error}") from error
+    try:
+        for table in _LATER_COLUMNS:
+            if missing := "".join(f", NULL AS {name}" for name, _ in _missing_columns(db, table)):
+                # a temporary view hides the table of its name
+                db.execute(f"CREATE TEMP VIEW {table} AS SELECT *{missing} FROM main.{table}")
+    except sqlite3.DatabaseError:
+        db.close()
+        raise
+    return db
+
+
+def _missing_columns(db: sqlite3.Connection, table: str) -> list[tuple[str, str]]:
+    present = {name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+    return [(name, kind) for name, kind in _LATER_COLUMNS[table].items() if name not in present]
 
 
 def _read_row(row: dict[str, Any]) -> RolloutRow:
-    del row["id"]
     row["reference"] = json.loads(row["reference"])
     row["rewards"] = json.loads(row["rewards"])
     row["correct"] = bool(row["correct"])
@@ -336,7 +350,7 @@ def _read_row(row: dict[str, Any]) -> RolloutRow:
         row |= {"prompt": "", "text": "", "thinking": "", "answer": None}
     row["token_ids"] = _unpack(row.pop("ids", None), "<u4")
     row |= {name: _unpack(row.get(name), "<f4") for name in ("logprobs", "entropies", "ratios")}
-    row["versions"] = [(start, version) for start, version in json.loads(row.get("versions") or "[]")]
+    row["versions"] = [tuple(stretch) for stretch in json.loads(row.get("versions") or "[]")]
     return RolloutRow(**row)
 
 

@@ -47,7 +47,9 @@ _PREVIEW = 280  # characters of a rollout in a list
 _BEFORE_TURN = 36  # of them before the word at which it turns
 
 _SMALL = ["id", "stage", "step", "split", "model", "problem_id", "task", "language", "difficulty", "sample"]
-_SMALL += ["rewards", "advantage", "correct", "length", "finish_reason"]
+_SMALL += ["rewards", "advantage", "correct", "length", "finish_reason", "version"]
+
+_OF_TOKENS = {"token_ids", "logprobs", "entropies", "ratios", "versions"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Filter:
     """`cut`: ended by the length limit; `unanswered`: without an answer that the parser found."""
     step_from: int | None = None
     step_to: int | None = None
+    version_from: int | None = None
+    version_to: int | None = None
+    """Of the policy that sampled the first token."""
     length_from: int | None = None
     length_to: int | None = None
     reward: str = ""
@@ -101,7 +106,7 @@ class Filter:
                 add(f"{column} = ?", getattr(self, column))
         if self.problem:
             add("problem_id = ?", self.problem)
-        for column in ("step", "length"):
+        for column in ("step", "version", "length"):
             for sign, bound in ((">=", getattr(self, f"{column}_from")), ("<=", getattr(self, f"{column}_to"))):
                 if bound is not None:
                     add(f"{column} {sign} ?", bound)
@@ -234,10 +239,9 @@ class RolloutBrowser:
         row = self.row(number)
         turn = turn_round(row)
         shown = asdict(row)
-        del shown["token_ids"], shown["logprobs"]
         return {
             "id": number,
-            **shown,
+            **{name: value for name, value in shown.items() if name not in _OF_TOKENS},
             "reflections": find_reflections(row.text),
             "turn": None if turn is None else {"start": turn.start, "end": turn.end, "kind": turn.kind},
             "tokens": asdict(token_pieces(self.run, row)),
@@ -319,15 +323,20 @@ class TooLongError(ApiError):
 
 
 def _groups(db: sqlite3.Connection, stage: str) -> list[dict[str, Any]]:
-    """A stage's splits, tasks and languages, as far as its first, its last and a few steps between show them."""
+    """A stage's splits, tasks and languages, as far as its first, its last and a few steps between show them.
+
+    `versions` are those of its policy, if it learns from older ones: else they say no more than the steps do.
+    """
     steps = [
         step for (step,) in db.execute("SELECT DISTINCT step FROM rollouts WHERE stage = ? ORDER BY step", [stage])
     ]
     looked = sorted({steps[place * (len(steps) - 1) // (_FACET_STEPS - 1)] for place in range(_FACET_STEPS)})
     marks = ", ".join("?" * len(looked))
-    sql = f"SELECT DISTINCT split, task, language FROM rollouts WHERE stage = ? AND step IN ({marks}) ORDER BY 1, 2, 3"
-    known = {"stage": stage, "first": steps[0], "last": steps[-1]}
-    found = db.execute(sql, [stage, *looked])
+    of_looked = f"FROM rollouts WHERE stage = ? AND step IN ({marks})"
+    ages = f"SELECT MIN(version), MAX(version), MAX(step - 1 - version) {of_looked} AND split = 'train'"
+    oldest, newest, behind = db.execute(ages, [stage, *looked]).fetchone()
+    known = {"stage": stage, "first": steps[0], "last": steps[-1], "versions": [oldest, newest] if behind else None}
+    found = db.execute(f"SELECT DISTINCT split, task, language {of_looked} ORDER BY 1, 2, 3", [stage, *looked])
     return [{**known, "split": split, "task": task, "language": language} for split, task, language in found]
 
 

@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import shutil
+import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -72,6 +73,27 @@ def known_run(folder: Path, state: str = "done") -> RunFolder:
     return run
 
 
+def aged_run(folder: Path) -> RunFolder:
+    """The known run, and what asynchronous training adds: a rollout over three versions of the policy, 3 and 5 tokens of the first two."""
+    run = known_run(folder)
+    asynchronous = {"policy/logprob_gap": 0.25, "policy/staleness": 1.5, "time/wait": 3.0}
+    with closing(MetricsLog(run.metrics_path, "zero")) as log:
+        log.write(LAST_STEP + 1, asynchronous)
+    with closing(RolloutWriter(run.rollouts_path, "zero")) as writer:
+        writer.add(LAST_STEP + 2, [rollout(LAST_STEP + 2, 1, version=2, versions=[(0, 2), (3, 3), (8, 4)])])
+    return run
+
+
+def earlier_run(folder: Path) -> RunFolder:
+    """The known run as a version of Ponder would have stored it that kept less of each token."""
+    run = known_run(folder)
+    with closing(sqlite3.connect(run.rollouts_path)) as db, db:
+        db.execute("ALTER TABLE rollouts DROP COLUMN version")
+        for name in ("entropies", "ratios", "versions"):
+            db.execute(f"ALTER TABLE tokens DROP COLUMN {name}")
+    return run
+
+
 @functools.cache
 def _known() -> Path:
     """Made once, since every step of it is synced to disk."""
@@ -85,7 +107,8 @@ def _known() -> Path:
     with closing(RolloutWriter(run.rollouts_path, "zero")) as writer:
         for step in range(1, LAST_STEP + 1):
             writer.add(step, [rollout(step, sample) for sample in range(4)])
-        writer.add(LAST_STEP, [rollout(LAST_STEP, 0, problem="held-out", split="test", advantage=None, reference="3")])
+        held_out = rollout(LAST_STEP, 0, "held-out", split="test", advantage=None, ratios=[], reference="3")
+        writer.add(LAST_STEP, [held_out])
     write_results(run)
     return run.path
 
@@ -107,7 +130,7 @@ def rollout(step: int, sample: int, problem: str = "arithmetic-en-1", **changes:
         "<think>1+1=2, 1+1=2, 1+1=2",
     ][sample]
     thinking, _, rest = text.removeprefix("<think>").partition("</think>")
-    ids = _tokenizer().encode(text)
+    ids = _tokenizer().encode(changes.get("text", text))
     known: dict[str, Any] = {
         "problem_id": problem,
         "task": "arithmetic",
@@ -125,6 +148,9 @@ def rollout(step: int, sample: int, problem: str = "arithmetic-en-1", **changes:
         "reference": {"expression": "1+2", "answer": 3},
         "token_ids": ids,
         "logprobs": [-0.5] * len(ids),
+        "entropies": [1.0] * len(ids),
+        "ratios": [2.0 if sample < 2 else 0.75] * len(ids),
+        "version": step - 1,
     }
     return RolloutRow(**{**known, **changes})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from made_runs import HOSTILE, known_run, real_run, rollout, write_metrics
+from made_runs import HOSTILE, aged_run, earlier_run, known_run, real_run, rollout, write_metrics
 from playwright.sync_api import Browser, Page, expect
 
 from ponder.run import RunFolder
@@ -47,7 +47,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             token_ids=[],
             logprobs=[],
         )
+        spelled = rollout(10, 0, text=HOSTILE, thinking="", answer=None)
         writer.add(9, [evil])
+        writer.add(10, [spelled])
+    aged_run(folder / "ages")
+    earlier_run(folder / "old")
     samples = hostile.path / "stages" / "table" / "samples" / "zero.jsonl"
     samples.write_text(samples.read_text().replace("<b>zero</b>", HOSTILE.replace('"', "'")))
     return folder
@@ -180,16 +184,114 @@ def test_rollouts_are_filtered_read_and_judged_again(open_page: Open, size: tupl
     expect(page.locator(".groups")).to_be_visible()
 
 
-def test_tokens_are_coloured_and_what_was_not_stored_is_said(open_page: Open) -> None:
-    page = open_page("#/rollouts/known/2")
+COLOURS = [
+    ("probability", "probability k4", "certain"),  # p = exp(-0.5) = 0.61, of 9 shades 0.39
+    ("surprise", "surprise k1", "5 nats or more"),
+    ("entropy", "entropy k3", "3 nats or more"),
+    ("advantage", "more k5", "here 1."),
+    ("ratio", "more k9", "½ or less"),
+]
+
+
+@SIZES
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_are_coloured_and_a_legend_says_by_what(open_page: Open, size: tuple[int, int], scheme: str) -> None:
+    page = open_page("#/rollouts/known/2", size, scheme)
     expect(page.locator("mark.turning")).to_have_text("Wait")
+    for kind, tint, legend in COLOURS:
+        page.get_by_label("Colour by").select_option(kind)
+        assert page.locator(".completion .t").first.get_attribute("class") == f"t {tint}"
+        assert page.locator(".completion").inner_text() == "<think>1+2=4. Wait, 1+2=3</think><answer>3</answer>"
+        expect(page.locator(".scale")).to_contain_text(legend)
+        shade = "getComputedStyle(document.querySelector('.completion .t')).backgroundColor"
+        assert page.evaluate(shade) != "rgba(0, 0, 0, 0)"
+    assert page.locator(".colour option:disabled").all_inner_texts() == ["Policy version (see below)"]
+    expect(page.get_by_text("Policy version: one version, 0, sampled all of it.")).to_be_visible()
+
+
+def test_the_colour_that_was_chosen_stays_for_the_next_rollout_that_has_it(open_page: Open) -> None:
+    page = open_page("#/rollouts/known/2", expected="400")  # no rule reads the made-up reference
+    page.get_by_label("Colour by").select_option("ratio")
+    page.locator(".group .sample").nth(2).click()
+    expect(page.locator(".completion .t.less.k4").first).to_be_visible()  # log2(0.75) = -0.42
+    page.locator("a.item", has_text="held out").click()
+    expect(page.get_by_label("Colour by")).to_have_value("plain")
+    expect(page.get_by_text("Ratio: this rollout was not trained on.")).to_be_visible()
+
+
+@SIZES
+def test_tokens_are_read_by_keyboard_and_by_touch(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page("#/rollouts/known/2", size)
+    page.get_by_label("Colour by").focus()
+    page.keyboard.press("End")  # the last colouring that this rollout has
+    expect(page.get_by_label("Colour by")).to_have_value("ratio")
+    readout = page.locator(".readout")
+    expect(readout).to_contain_text("arrow keys")
+    page.get_by_label("Completion").focus()
+    page.keyboard.press("ArrowRight")
+    expect(readout).to_have_text('"<think>"p 0.607−log p 0.5 natsentropy 1 natsratio 2')
+    page.keyboard.press("End")
+    expect(readout.locator("code")).to_have_text('"</answer>"')
+    page.keyboard.press("ArrowRight")
+    page.locator(".completion .t", has_text="4").first.click()
+    expect(readout.locator("code")).to_have_text('"4"')
+    expect(page.locator(".completion .chosen")).to_have_count(1)
+
+
+@SIZES
+def test_a_rollout_over_several_versions_of_the_policy(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page("#/rollouts/ages", size)
+    stale = page.locator("a.item", has_text="3 updates old")
+    expect(stale).to_have_count(1)
+    stale.click()
+    expect(page.get_by_text("2 to 4, 3 updates before the one that learnt from it")).to_be_visible()
+    page.get_by_label("Colour by").select_option("version")
+    assert page.locator(".scale .step").all_inner_texts() == ["2", "3", "4"]
+    tints = [token.get_attribute("class") for token in page.locator(".completion .t").all()]
+    assert tints[:9] == ["t version k1"] * 3 + ["t version k5"] * 5 + ["t version k9"]
+    assert set(tints[9:]) == {"t version k9"}
+
+
+def test_the_list_is_filtered_by_version_where_rollouts_are_older_than_their_steps(open_page: Open) -> None:
+    page = open_page("#/rollouts/ages")
+    page.get_by_label("Policy version from").fill("3")
+    expect(page.locator("a.item")).to_have_count(5)  # four of step 4, and what was held out then
+    expect(page).to_have_url(re.compile("version_from=3"))
+    page = open_page("#/rollouts/known")
+    expect(page.locator("a.item")).to_have_count(17)
+    expect(page.get_by_label("Policy version from")).to_have_count(0)
+
+
+def test_a_hostile_token_is_only_text(open_page: Open) -> None:
+    page = open_page("#/rollouts/hostile/19")
+    page.get_by_label("Colour by").select_option("entropy")
+    expect(page.locator(".completion")).to_contain_text("<script>document.title")
+    page.get_by_label("Completion").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator(".readout code")).to_have_text(re.compile('^".'))
+    assert page.evaluate("document.querySelectorAll('main script, main img, main [onerror]').length") == 0
+    assert page.title() == "Rollouts · Ponder"
+
+
+def test_a_run_of_an_earlier_version_says_what_it_has_not_stored(open_page: Open) -> None:
+    page = open_page("#/rollouts/old/2")
+    disabled = page.locator(".colour option:disabled")
+    expect(disabled).to_have_text([f"{title} (see below)" for title in ("Entropy", "Ratio", "Policy version")])
+    expect(page.locator(".reasons")).to_contain_text("Entropy: not stored by the version of Ponder, or the engine")
     page.get_by_label("Colour by").select_option("probability")
-    expect(page.locator(".completion .t.p4").first).to_be_visible()  # p = exp(-0.5) = 0.61
-    assert page.locator(".completion").inner_text() == "<think>1+2=4. Wait, 1+2=3</think><answer>3</answer>"
-    page.get_by_label("Colour by").select_option("advantage")
-    expect(page.locator(".completion .t.a4.up").first).to_be_visible()
-    assert page.locator(".colour option:disabled").all_inner_texts() == ["Ratio (not stored)", "Entropy (not stored)"]
-    expect(page.get_by_text("Ratio and entropy are not stored")).to_be_visible()
+    expect(page.locator(".completion .t.probability").first).to_be_visible()
+
+
+@SIZES
+def test_what_asynchronous_training_logs_has_curves(open_page: Open, size: tuple[int, int]) -> None:
+    page = open_page("#/runs/ages", size)
+    for title, value in (("Log-probability gap", "0.25"), ("Staleness", "1.5"), ("Waiting", "3")):
+        figure = page.locator("figure", has=page.get_by_role("heading", name=title, exact=True))
+        expect(figure.locator(".legend b")).to_have_text(value)
+    page = open_page("#/runs/known", size)
+    expect(page.locator("figure").first).to_be_visible()
+    expect(page.get_by_role("heading", name="Waiting")).to_have_count(0)
 
 
 @SIZES

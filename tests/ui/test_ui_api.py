@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import known_run, rollout, write_metrics, write_results
+from made_runs import earlier_run, known_run, rollout, write_metrics, write_results
 from starlette.testclient import TestClient
 
 from ponder.evaluation.metrics import paired_difference, paired_p_value
@@ -142,6 +143,7 @@ FILTERS: list[tuple[dict[str, Any], Any]] = [
     ({"verdict": "cut"}, lambda row: row.finish_reason == "length"),
     ({"verdict": "unanswered"}, lambda row: row.answer is None),
     ({"step_from": 2, "step_to": 3}, lambda row: 2 <= row.step <= 3),
+    ({"version_from": 1, "version_to": 2}, lambda row: 1 <= row.version <= 2),
     ({"length_from": 21}, lambda row: row.length >= 21),
     ({"length_to": 21, "language": "zh"}, lambda row: row.length <= 21 and row.language == "zh"),
     ({"split": "test"}, lambda row: row.split == "test"),
@@ -197,12 +199,36 @@ def test_what_was_set_aside_is_not_among_the_rest(tmp_path: Path) -> None:
 def test_facets_name_what_there_is(client: TestClient) -> None:
     found = get(client, "runs/known/rollouts/facets")
     assert found["rewards"] == ["accuracy", "form at"]
-    known = {"stage": "zero", "task": "arithmetic", "first": 1, "last": 4}
+    known = {"stage": "zero", "task": "arithmetic", "first": 1, "last": 4, "versions": None}
     assert found["groups"] == [
         {**known, "split": split, "language": language}
         for split, language in (("test", "en"), ("train", "en"), ("train", "zh"))
     ]
     assert "math" in found["verifiers"]
+
+
+def test_versions_can_be_filtered_by_where_they_differ_from_the_steps(tmp_path: Path) -> None:
+    run = known_run(tmp_path / "known")
+    with closing(RolloutWriter(run.rollouts_path, "zero")) as writer:
+        writer.add(6, [rollout(6, 0, version=2)])
+    browser = RolloutBrowser(run)
+    assert browser.facets()["groups"][0]["versions"] == [0, 3]
+    assert [row["step"] for row in browser.page(Filter(version_from=2, version_to=2), None)["rows"]] == [6, 3, 3, 3, 3]
+
+
+def test_a_run_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None:
+    run = earlier_run(tmp_path / "known")
+    before = run.rollouts_path.read_bytes()
+    with TestClient(app_for(tmp_path), base_url="http://127.0.0.1") as client:
+        assert get(client, "runs/known/rollouts/facets")["groups"][0]["versions"] is None
+        assert {row["version"] for row in get(client, "runs/known/rollouts")["rows"]} == {None}
+        assert get(client, "runs/known/rollouts", version_from=0)["rows"] == []
+        assert get(client, "runs/known/rollouts/count", text="Wait", verdict="right")["count"] == 4
+        row = get(client, "runs/known/rollouts/2")
+    assert row["version"] is None
+    assert (row["tokens"]["entropies"], row["tokens"]["ratios"], row["tokens"]["versions"]) == ([], [], [])
+    assert set(row["tokens"]["logprobs"]) == {-0.5}
+    assert run.rollouts_path.read_bytes() == before
 
 
 def test_turning_round_is_found_and_shown_where_it_happens(client: TestClient) -> None:
@@ -233,6 +259,8 @@ def test_one_rollout_has_all_that_was_stored(client: TestClient) -> None:
     assert row["reference"] == {"expression": "1+2", "answer": 3}
     assert "".join(row["tokens"]["texts"]) == text
     assert set(row["tokens"]["logprobs"]) == {-0.5}
+    assert (set(row["tokens"]["entropies"]), set(row["tokens"]["ratios"])) == ({1.0}, {2.0})
+    assert (row["version"], row["tokens"]["versions"]) == (0, [])
     assert [text[start:end] for start, end in row["reflections"]] == ["Wait"]
     assert row["turn"]["kind"] == "correction"
 
@@ -244,15 +272,34 @@ def test_tokens_of_half_a_character_are_one_piece(tmp_path: Path) -> None:
 
     ids = Tokenizer.from_folder(FOLDERS["mini-llama"]).encode("a🜚b")
     assert len(ids) > 3
+    count = len(ids)
+    own: dict[str, Any] = {"text": "a🜚b", "token_ids": ids, "logprobs": [-1.0] * count, "entropies": [0.5] * count}
     with closing(RolloutWriter(run.rollouts_path, "zero")) as writer:
-        writer.add(9, [rollout(9, 0, text="a🜚b", token_ids=ids, logprobs=[-1.0] * len(ids))])
+        writer.add(9, [rollout(9, 0, **own, ratios=[2.0] * count, versions=[(0, 7), (2, 8)])])
         writer.add(9, [rollout(9, 0, text="other", token_ids=ids, logprobs=[-1.0] * len(ids))])
         writer.add(9, [rollout(9, 0, token_ids=[], logprobs=[])])
     pieces = RolloutBrowser(run).details(18)["tokens"]
     assert pieces["texts"] == ("a", "🜚", "b")
-    assert pieces["logprobs"] == (-1.0, -float(len(ids) - 2), -1.0)
+    assert pieces["logprobs"] == (-1.0, -float(count - 2), -1.0)
+    assert pieces["entropies"] == (0.5, (count - 2) / 2, 0.5)
+    assert pieces["ratios"] == (2.0, 2.0 ** (count - 2), 2.0)
+    assert pieces["versions"] == (7, 7, 8)
     assert "spell another text" in RolloutBrowser(run).details(19)["tokens"]["missing"]
     assert "not stored" in RolloutBrowser(run).details(20)["tokens"]["missing"]
+
+
+@pytest.mark.parametrize(
+    "versions", [[(1, 0), (2, 1)], [(0, 0), (0, 1)], [(0, 0), (10**12, 1)], [(0, 1), (9, 2), (4, 3)], [(0, 1)]]
+)
+def test_what_is_no_number_of_a_token_is_left_out(tmp_path: Path, versions: list[tuple[int, int]]) -> None:
+    run = known_run(tmp_path / "known")
+    count = len(rollout(9, 0).token_ids)
+    damaged = rollout(9, 0, ratios=[math.inf] * count, entropies=[1.0] * (count + 1), versions=versions)
+    with closing(RolloutWriter(run.rollouts_path, "zero")) as writer:
+        writer.add(9, [damaged])
+    with TestClient(app_for(tmp_path), base_url="http://127.0.0.1") as client:
+        pieces = get(client, "runs/known/rollouts/18")["tokens"]
+    assert (set(pieces["ratios"]), pieces["entropies"], pieces["versions"]) == ({None}, [], [])
 
 
 def test_a_problem_is_followed_group_by_group(client: TestClient) -> None:

@@ -53,6 +53,8 @@ export const CHARTS = [
   { title: "KL to the reference", note: "Nats a token; 0 without a reference model.", ...plain, lines: [["policy/kl", "", { noisy: true }]] },
   { title: "Dead groups", note: "Groups whose rewards are all the same teach nothing.", ...share, lines: [["groups/dead_share", "", { noisy: true }]] },
   { title: "Log-probability gap", note: "Largest difference between trainer and sampler, in nats.", ...plain, lines: [["policy/logprob_gap", "", { noisy: true }]] },
+  { title: "Staleness", note: "Updates between the policy that began a rollout and the one that learns from it; 0 when synchronous.", ...plain, lines: [["policy/staleness", "", { noisy: true }]] },
+  { title: "Waiting", note: "Seconds of a step in which the trainer waits for rollouts.", ...plain, lines: [["time/wait", "", { noisy: true }]] },
   { title: "Kept for the data set", ...share, lines: [["data/kept_share", "", { noisy: true }]] },
   {
     title: "Speed", note: "Tokens a second.", ...plain,

@@ -1,21 +1,9 @@
 // One rollout: what was asked, what was thought and answered, token by token, and why it was judged so.
 
 import { getJson, postJson } from "./api.js";
-import { copyText, fill, h } from "./dom.js";
+import { showCompletion } from "./completion.js";
+import { fill, h } from "./dom.js";
 import { number } from "./format.js";
-
-/** How tokens are coloured. Each gives a token a class, and the legend its words. */
-const COLOURINGS = {
-  plain: { title: "Reflection words" },
-  probability: { title: "Probability", legend: ["unlikely", "certain"], scale: "p", level: (logprob) => Math.round(9 * (1 - Math.exp(logprob))), reversed: true },
-  surprise: { title: "Surprise", legend: ["0 nats", "5 nats or more"], scale: "s", level: (logprob) => Math.min(9, Math.round((-logprob / 5) * 9)) },
-  advantage: { title: "Advantage", legend: ["made less likely", "made more likely"], scale: "a" },
-  ratio: { title: "Ratio (not stored)" },
-  entropy: { title: "Entropy (not stored)" },
-};
-
-const NOT_STORED =
-  "Ratio and entropy are not stored token by token: a run keeps each token and its log-probability under the policy that sampled it. Surprise, −log p, is what entropy is the mean of.";
 
 export function verdictBadge({ correct, finish_reason }) {
   const cut = finish_reason === "length" && h("span", { class: "badge cut" }, "cut");
@@ -29,7 +17,7 @@ export async function showRollout(id, context) {
     heading(row, context),
     groupStrip(row, context),
     promptBlock(row),
-    completion(row),
+    showCompletion(row),
     judgement(row, context),
     facts(row),
   );
@@ -70,79 +58,6 @@ function promptBlock(row) {
   const long = row.prompt.length > 700;
   const text = h("pre", { class: "prompt", dir: "auto" }, row.prompt);
   return long ? h("details", { class: "card" }, h("summary", {}, `Prompt, ${row.prompt.length.toLocaleString("en")} characters`), text) : h("div", { class: "card" }, h("p", { class: "eyebrow" }, "Prompt"), text);
-}
-
-// --- the completion ----------------------------------------------------------------------------------------------
-
-function completion(row) {
-  if (row.text_dropped) return null;
-  const text = h("pre", { class: "completion", dir: "auto" });
-  const legend = h("div", { class: "scale" });
-  const stored = row.tokens.missing === null;
-  const draw = (kind) => {
-    const colouring = COLOURINGS[kind];
-    text.replaceChildren(...(kind === "plain" ? marked(row) : coloured(row, colouring)));
-    fill(legend);
-    if (colouring.legend) legend.append(scale(colouring));
-    if (kind === "advantage") legend.append(h("span", {}, ` All tokens of a rollout share its advantage, here ${row.advantage === null ? "none: it was not trained on" : number(row.advantage)}.`));
-  };
-  const choices = Object.entries(COLOURINGS).map(([kind, { title }]) =>
-    h("option", { value: kind, disabled: kind === "ratio" || kind === "entropy" || (kind !== "plain" && !stored) }, title));
-  draw("plain");
-  return h("div", { class: "card" },
-    h("div", { class: "row" },
-      h("p", { class: "eyebrow" }, "Completion"),
-      h("label", { class: "small row end" }, "Colour by", h("select", { class: "colour", onchange: (event) => draw(event.target.value) }, choices)),
-      h("button", { type: "button", onclick: () => copyText(row.text) }, "Copy"),
-    ),
-    row.turn && h("p", { class: "small muted" }, row.turn.kind === "correction" ? "A wrong result before the strongly marked word is worked out again after it, rightly." : "After the strongly marked word it leaves one way for another, and the last result is right."),
-    legend,
-    text,
-    h("p", { class: "small muted" }, stored ? NOT_STORED : row.tokens.missing),
-  );
-}
-
-/** The text with its reflection words marked; what the parser took for thinking is dimmed. */
-function marked({ text, thinking, reflections, turn }) {
-  const parts = [];
-  const thoughtUntil = thinking ? text.indexOf(thinking) + thinking.length : 0;
-  const add = (from, to, mark) => {
-    if (from < thoughtUntil && thoughtUntil < to) return [add(from, thoughtUntil, mark), add(thoughtUntil, to, mark)];
-    return parts.push(h(mark ? "mark" : "span", { class: `${from < thoughtUntil ? "thought" : ""} ${mark}` }, text.slice(from, to)));
-  };
-  let place = 0;
-  for (const [start, end] of reflections) {
-    // Python counts code points, JavaScript UTF-16 units
-    const [from, to] = [offset(text, start), offset(text, end)];
-    add(place, from, "");
-    add(from, to, turn?.start === start ? "turning" : "word");
-    place = to;
-  }
-  add(place, text.length, "");
-  return parts;
-}
-
-function coloured(row, { scale: name, level }) {
-  const { texts, logprobs } = row.tokens;
-  return texts.map((text, index) => {
-    const step = level ? level(logprobs[index]) : Math.min(9, Math.round(Math.abs(row.advantage ?? 0) * 4));
-    const sign = name === "a" ? (row.advantage > 0 ? "up" : "down") : "";
-    const title = `p = ${number(Math.exp(logprobs[index]))}, log p = ${logprobs[index].toFixed(3)}`;
-    return h("span", { class: `t ${name}${step} ${sign}`, title }, text);
-  });
-}
-
-function scale({ scale: name, legend: [low, high], reversed }) {
-  const steps = [...Array(10).keys()];
-  if (name === "a") return h("span", { class: "steps" }, low, [8, 5, 2].map((step) => h("i", { class: `a${step} down` })), [2, 5, 8].map((step) => h("i", { class: `a${step} up` })), high);
-  return h("span", { class: "steps" }, low, (reversed ? steps.reverse() : steps).map((step) => h("i", { class: `${name}${step}` })), high);
-}
-
-/** The place in a string of the code point with this number. */
-function offset(text, codePoints) {
-  let index = 0;
-  for (let seen = 0; seen < codePoints && index < text.length; seen++) index += text.codePointAt(index) > 0xffff ? 2 : 1;
-  return index;
 }
 
 // --- the verdict -------------------------------------------------------------------------------------------------
@@ -188,8 +103,21 @@ function facts(row) {
       h("dt", {}, "advantage"), h("dd", {}, row.advantage === null ? "none" : number(row.advantage)),
       h("dt", {}, "ended by"), h("dd", {}, row.finish_reason === "length" ? "its length limit" : "itself"),
       row.model && [h("dt", {}, "model"), h("dd", {}, row.model)],
+      row.version !== null && [h("dt", {}, "policy version"), h("dd", {}, versionText(row))],
     ),
   );
+}
+
+function versionText(row) {
+  const last = row.tokens.versions.at(-1) ?? row.version;
+  const behind = updatesBehind(row);
+  const lag = behind > 0 ? `, ${behind} ${behind === 1 ? "update" : "updates"} before the one that learnt from it` : "";
+  return (last === row.version ? String(row.version) : `${row.version} to ${last}`) + lag;
+}
+
+/** Updates between the policy of a rollout's first token and the one that learns from it; 0 where none does. */
+export function updatesBehind({ step, split, advantage, version }) {
+  return version === null || advantage === null || split === "test" ? 0 : step - 1 - version;
 }
 
 function referenceText(reference) {

@@ -7,13 +7,13 @@ import { fill, h } from "../lib/dom.js";
 import { count } from "../lib/format.js";
 import { hash } from "../lib/route.js";
 import { showProblem } from "../lib/problem.js";
-import { showRollout, verdictBadge } from "../lib/rollout.js";
+import { showRollout, updatesBehind, verdictBadge } from "../lib/rollout.js";
 
 const TYPING_MS = 350;
 const MOST_LOOKS = 8;
 const VERDICTS = { "": "Any verdict", right: "Right", wrong: "Wrong", cut: "Cut at the limit", unanswered: "Without an answer" };
 const TURNS = { "": "All rollouts", any: "That turn round", correction: "Mistake, then correction", "new course": "New course" };
-const FILTERS = "stage split task language verdict step_from step_to length_from length_to reward reward_from reward_to text problem turns".split(" ");
+const FILTERS = "stage split task language verdict step_from step_to version_from version_to length_from length_to reward reward_from reward_to text problem turns".split(" ");
 
 export async function show(root, { parts, query, signal }) {
   const { runs } = await getJson("api/runs", {}, { signal });
@@ -84,6 +84,7 @@ class RolloutsPage {
     const values = (column) => [...new Set(groups.map((group) => group[column]))];
     const inStage = groups.filter((group) => !this.filter.stage || group.stage === this.filter.stage);
     const [first, last] = [Math.min(...inStage.map((group) => group.first)), Math.max(...inStage.map((group) => group.last))];
+    const versions = inStage.flatMap((group) => group.versions ?? []);
     const names = (list, all) => Object.fromEntries([["", all], ...list.map((name) => [name, name])]);
     fill(this.filters, 
       field("Run", h("select", { onchange: (event) => (location.hash = hash("rollouts", [event.target.value])) }, this.runs.map((run) => h("option", { selected: run === this.run }, run)))),
@@ -94,6 +95,7 @@ class RolloutsPage {
       this.select("Language", "language", names(values("language"), "All languages")),
       this.select("Problems", "split", { "": "All problems", train: "Trained on", test: "Held out" }),
       this.range("Step", "step", Number.isFinite(first) ? [first, last] : ["", ""]),
+      versions.length ? this.range("Policy version", "version", [Math.min(...versions), Math.max(...versions)]) : null,
       this.range("Length, tokens", "length", ["from", "to"]),
       this.select("Reward", "reward", names(rewards, "Any reward")),
       this.filter.reward ? this.range(`${this.filter.reward} between`, "reward", ["from", "to"], "any") : null,
@@ -198,7 +200,7 @@ class RolloutsPage {
       h("span", { class: "row" }, verdictBadge(row), row.kind && h("span", { class: "badge cut" }, row.kind),
         h("span", { class: "small muted figures end" }, `${row.stage} · step ${row.step} · ${row.length} tokens`)),
       h("span", { class: "preview" }, row.turn ? [text.slice(0, row.turn[0]), h("mark", { class: "turning" }, text.slice(...row.turn)), text.slice(row.turn[1])] : text),
-      h("span", { class: "small muted" }, `${row.task}, ${row.language}`, row.split === "test" ? ", held out" : "", row.advantage === null ? "" : `, advantage ${signed(row.advantage)}`),
+      h("span", { class: "small muted" }, `${row.task}, ${row.language}`, row.split === "test" ? ", held out" : "", row.advantage === null ? "" : `, advantage ${signed(row.advantage)}`, age(row)),
     );
   }
 
@@ -230,6 +232,12 @@ class RolloutsPage {
 
 function field(label, control) {
   return h("label", { class: "field" }, label, control);
+}
+
+/** How old the policy was that sampled a rollout, where it was not the one that learnt. */
+function age(row) {
+  const behind = updatesBehind(row);
+  return behind > 0 ? `, by version ${row.version}, ${behind} ${behind === 1 ? "update" : "updates"} old` : "";
 }
 
 function signed(value) {
