@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ponder.errors import UsageError
+from ponder.errors import PonderError, UsageError
 from ponder.training.packing import Example, MicroBatch, cut, deal, pack
 
 _BUCKET_NUMBERS = 1 << 23
 """Gradients summed over ranks in one exchange: 32 MiB of float32."""
+
+T = TypeVar("T")
 
 _FIRST_SCALE, _STEPS_TO_GROW = 2.0**12, 1000
 
@@ -46,6 +48,21 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Do something on every rank; all ranks' results, in order. Raises on all the `PonderError` that one raised."""
+        result, error = None, None
+        try:
+            result = action()
+        except PonderError as caught:
+            error = caught
+        done: list[Any] = [(result, error)] * self.size
+        if self.size > 1:
+            dist.all_gather_object(done, (result, error))
+        for _, error in done:
+            if error is not None:
+                raise error
+        return [result for result, _ in done]
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Add up the ranks' gradients, once a step. Under FSDP2 the backward passes have done so."""

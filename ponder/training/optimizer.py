@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ class Optimizer:
         self.total_steps = total_steps
         self.step_count = 0
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
-        # DTensors, where the model is sharded
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if settings.name == "muon":
             matrices = [p for n, p in named if p.ndim == 2 and ".layers." in f".{n}"]
@@ -34,7 +33,8 @@ class Optimizer:
             named = [(n, p) for n, p in named if id(p) not in taken]
         if named:  # adapters are all matrices of the blocks
             self._parts.append((self._adamw([p for _, p in named]), settings.lr))
-        self.parameters = [p for _, p in model.named_parameters() if p.requires_grad]
+        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.named.values())
 
     def _adamw(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         s = self.settings
@@ -82,6 +82,19 @@ class Optimizer:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return self.settings.lr * lr_factor(self.settings, self.step_count, self.total_steps)
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """What the torch optimizers keep of each parameter that has been stepped, by its name and theirs."""
+        return {n: dict(o.state[p]) for n, p in self.named.items() for o, _ in self._parts if o.state.get(p)}
+
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `moments` returned."""
+        for optimizer, _ in self._parts:
+            mine = [p for group in optimizer.param_groups for p in group["params"]]
+            optimizer.state.clear()
+            for name, parameter in self.named.items():
+                if name in moments and any(parameter is p for p in mine):
+                    optimizer.state[parameter] = dict(moments[name])
 
     def state_dict(self) -> dict[str, Any]:
         return {

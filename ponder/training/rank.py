@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ponder.errors import UsageError
+from ponder.errors import BrokenInputError, UsageError
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.model.lora import add_adapters, merged_weights
+from ponder.store.files import disk_errors
 from ponder.training.execution import Execution, Ranks
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example
-from ponder.training.sharding import Sharding, gather, place, spread
+from ponder.training.sharded_checkpoint import (
+    check_parts,
+    empty_state,
+    read_parts,
+    remove_others,
+    state_shards,
+    write_part,
+)
+from ponder.training.sharding import Shard, Sharding, gather, named_shards, place, spread
 from ponder.training.trainer import TrainerSettings
 from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step, supervised_step
 
@@ -33,9 +44,8 @@ class RankTrainer:
         sharding: Sharding = "fsdp2",
         keep_reference: bool = False,
         device: torch.device | None = None,
-        seed: int = 0,
     ) -> None:
-        """`weights` are rank 0's to give, by the decoder's own names, and None elsewhere; `seed` is the adapters'.
+        """`weights` are rank 0's to give, by the decoder's own names, and None elsewhere.
 
         Where `size` is above 1, the ranks have met (`ponder.training.sharding.join`). Raises `UsageError` for adapters
         on quantised weights, which belong to one process.
@@ -47,19 +57,21 @@ class RankTrainer:
         if settings.lora is not None and settings.lora.quantise != "none":
             raise UsageError("lora.quantise is for one process: set it to `none`, or cluster to `local`")
         self.policy = self._decoder(config, learns=True)
-        spread(self.policy, self._with_adapters(config, weights, seed), self.ranks)
+        spread(self.policy, self._with_adapters(config, weights), self.ranks)
         self.optimizer = Optimizer(self.policy, settings.optimizer, settings.total_steps, self.execution)
         self.reference: Decoder | None = None
         if keep_reference:
             self.reference = self._decoder(config, learns=False)
             spread(self.reference, weights, self.ranks)
         self._version = 0
+        self._kept: str | None = None
+        """The checkpoint that the caller's state file may still name."""
 
     def _decoder(self, config: DecoderConfig, learns: bool) -> Decoder:
         with torch.device("meta"):
             decoder = Decoder(config)
         if self.settings.lora is not None and learns:
-            add_adapters(decoder, self.settings.lora, seed=0)
+            add_adapters(decoder, self.settings.lora, self.settings.seed)
         decoder.compute_in(self.settings.precision)
         decoder.checkpoint_activations(self.settings.activation_checkpointing)
         if not learns:
@@ -67,7 +79,7 @@ class RankTrainer:
         return place(decoder, self.sharding, self.execution)
 
     def _with_adapters(
-        self, config: DecoderConfig, weights: Mapping[str, Tensor] | None, seed: int
+        self, config: DecoderConfig, weights: Mapping[str, Tensor] | None
     ) -> Mapping[str, Tensor] | None:
         """Rank 0's weights, and adapters where they begin."""
         if weights is None or self.settings.lora is None:
@@ -75,7 +87,7 @@ class RankTrainer:
         with torch.device("meta"):
             whole = Decoder(config)
         whole.load_state_dict(weights, assign=True)
-        add_adapters(whole, self.settings.lora, seed)
+        add_adapters(whole, self.settings.lora, self.settings.seed)
         return dict(whole.named_parameters())
 
     @property
@@ -145,6 +157,62 @@ class RankTrainer:
         if self.settings.lora is not None and self.ranks.rank == 0:
             return merged_weights(self.policy, gathered)
         return gathered
+
+    def save_state(self, folder: Path, name: str) -> dict[str, Any]:
+        """See `Trainer`. Each rank writes its part into `folder / name`, which all of them must reach.
+
+        What was saved before stays until the next time, since until the caller has written the result down it is what
+        there is to go back to. Raises `BrokenInputError`, on all ranks, when the disk refuses on one.
+        """
+        target = folder / (name if name != self._kept else f"{name}-again")
+        self.ranks.together(lambda: self._clear_for(target))
+        moments, numbers = state_shards(self.optimizer.moments(), self.ranks)
+        shards = self._weight_shards() | moments
+        try:
+            parts = self.ranks.together(lambda: write_part(target, shards, self.ranks))
+        except BrokenInputError:
+            self._clear_for(target)
+            raise
+        keep = [target.name] if self._kept is None else [target.name, self._kept]
+        self.ranks.together(lambda: remove_others(folder, keep) if self.ranks.rank == 0 else None)
+        self._kept = target.name
+        return {
+            "folder": target.name,
+            "parts": parts,
+            "moments": list(moments),
+            "numbers": numbers,
+            "version": self._version,
+            "step_count": self.optimizer.step_count,
+            "execution": self.execution.state_dict(),
+        }
+
+    def _clear_for(self, target: Path) -> None:
+        """Remove what an attempt that failed has left."""
+        if self.ranks.rank == 0 and target.exists():
+            with disk_errors(target, "remove"):
+                shutil.rmtree(target)
+
+    def load_state(self, folder: Path, state: dict[str, Any]) -> None:
+        """See `Trainer`: of any number of ranks and either sharding. Raises `BrokenInputError` on all ranks alike."""
+        source, parts = folder / state["folder"], state["parts"]
+        self.ranks.together(lambda: check_parts(source, parts, self.ranks))
+        moments = empty_state(self.optimizer.named, state["moments"], state["numbers"])
+        shards = self._weight_shards() | state_shards(moments, self.ranks)[0]
+        self.ranks.together(lambda: read_parts(source, parts, shards))
+        self.optimizer.load_moments(moments)
+        self.optimizer.step_count = state["step_count"]
+        self.execution.load_state_dict(state["execution"])
+        self._version, self._kept = state["version"], state["folder"]
+
+    def _weight_shards(self) -> dict[str, Shard]:
+        """This rank's part of what a checkpoint holds of the weights: of the policy, what learns."""
+        shards = {f"policy.{n}": s for n, s in named_shards(self.policy, self.ranks, learnt_only=True).items()}
+        if self.reference is not None:
+            shards |= {f"reference.{n}": s for n, s in named_shards(self.reference, self.ranks).items()}
+        return shards
+
+    def close(self) -> None:
+        """Nothing is held that goes not with the process."""
 
     def drain_notes(self) -> list[str]:
         """What a person should know, once."""
