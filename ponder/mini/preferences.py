@@ -97,7 +97,7 @@ def _preference(rng: random.Random) -> Preference:
 def _matter_of_taste(problem: Problem, rng: random.Random) -> Preference:
     """Two right answers: one is friendlier, or else longer."""
     thinking, right = _plain_demonstration(problem, rng)
-    lengths = sorted({right, *accepted_replies(problem)[:2]}, key=len)
+    lengths = sorted(dict.fromkeys((right, *accepted_replies(problem)[:2])), key=len)
     less, more = sorted(rng.sample(range(4), 2))
     if len(lengths) > 1 and rng.random() < 0.4:
         less = more
