@@ -14,7 +14,7 @@ from ponder.tasks import ProblemStream, task_names
 
 made = [generate_items(kind, 1, 300, {}) for kind in ("pairwise", "pointwise")]
 recipe = load_recipe("recipes/mini-base.yaml")
-(stage,) = [stage for stage in recipe.stages.values() if getattr(stage, "data", ()) == ("mini-world",)]
+stage, *_ = [stage for stage in recipe.stages.values() if getattr(stage, "data", ()) == ("mini-world",)]
 world = MiniWorld(1, **{name: value for name, value in stage.data_options.items() if name != "seed"})
 made.append([world.document(i) for i in range(300)])
 for name in ("arithmetic", "candles", "countdown", "decipher", "general", "parentheses", "safety", "transpose"):
