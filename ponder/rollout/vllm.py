@@ -262,6 +262,7 @@ class _Child:
     def __init__(self, python: str, silent_s: float) -> None:
         self._silent_s = silent_s
         self._silence = 0.0
+        self._ended = False
         self._log = tempfile.TemporaryFile("ab+")
         self._scratch = tempfile.TemporaryDirectory(prefix="ponder-vllm-", ignore_cleanup_errors=True)
         ours, theirs = socket.socketpair()
@@ -282,6 +283,7 @@ class _Child:
                 )
         except OSError as error:
             ours.close()
+            self._log.close()
             self._scratch.cleanup()
             raise UsageError(
                 f"{interpreter} cannot be run ({error.strerror}): run `make vllm`, or name the Python of vLLM's "
@@ -290,6 +292,7 @@ class _Child:
         self._channel = Channel(ours)
 
     def send(self, message: Message) -> None:
+        self._check_open()
         try:
             self._channel.send(message, timeout=self._silent_s)
         except TimeoutError as error:
@@ -299,6 +302,7 @@ class _Child:
 
     def receive(self, timeout: float, silence_counts: bool = True) -> Message | None:
         """The next message, or None. The time that a caller spends waiting in vain adds up to silence."""
+        self._check_open()
         before = time.monotonic()
         try:
             message = self._channel.receive(timeout)
@@ -317,16 +321,23 @@ class _Child:
 
     def lost(self, what: str) -> LostWorkersError:
         """End the process, which is no longer of use; returns what to raise."""
+        error = LostWorkersError(f"vLLM {what}; its last words: {self._last_words()}")
         self._end()
-        return LostWorkersError(f"vLLM {what}; its last words: {self._last_words()}")
+        return error
 
     def close(self) -> None:
         """Let the process end by itself, or end it."""
+        if self._ended:
+            return
         with suppress(OSError):
             self._channel.send({"close": True}, timeout=1.0)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_S)
         self._end()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise LostWorkersError("this session of vLLM is closed: start another")
 
     def _died(self) -> LostWorkersError:
         with suppress(subprocess.TimeoutExpired):
@@ -346,7 +357,9 @@ class _Child:
                 os.killpg(self._process.pid, 0)
                 time.sleep(0.01)
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._log.close()
         self._scratch.cleanup()
+        self._ended = True
 
     def _last_words(self) -> str:
         size = self._log.seek(0, os.SEEK_END)
