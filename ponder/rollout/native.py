@@ -20,8 +20,17 @@ from torch import Tensor
 
 from ponder.errors import UsageError
 from ponder.model.decoder import Decoder, PackedAttention, Packing
-from ponder.rollout.base import Completion, Finished, OnFinished, Request, Sampling, Session, uniform_stream
-from ponder.rollout.sampling import draw
+from ponder.rollout.base import (
+    Completion,
+    Finished,
+    OnFinished,
+    Request,
+    Sampling,
+    Session,
+    check_room,
+    uniform_stream,
+)
+from ponder.rollout.sampling import draw_with_entropy
 
 _CACHE_BLOCK = 64
 """The cache grows by so many positions at a time."""
@@ -204,7 +213,9 @@ class NativeSession:
 
     def add(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> None:
         """See `Session`. Raises `UsageError` when a prompt is empty or leaves no room for `max_tokens`."""
-        self._check(requests, sampling)
+        check_room(requests, sampling, self.decoder.config.max_positions)
+        if sampling.stop and self.decode is None:
+            raise UsageError("stop texts need an engine with a tokenizer")
         for request in requests:
             self._asked[self._count] = _Asked(request, sampling, seed)
             self._waiting.extend((self._count, sample) for sample in range(request.num_samples))
@@ -244,19 +255,6 @@ class NativeSession:
     def close(self) -> None:
         """Nothing is held that goes not by itself."""
 
-    def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        room = self.decoder.config.max_positions
-        for request in requests:
-            if not request.prompt_ids:
-                raise UsageError(f"request {request.key!r} has an empty prompt")
-            if len(request.prompt_ids) + sampling.max_tokens > room:
-                raise UsageError(
-                    f"a prompt of {len(request.prompt_ids)} tokens and sampling.max_tokens={sampling.max_tokens} "
-                    f"exceed the model's {room} positions: lower sampling.max_tokens"
-                )
-        if sampling.stop and self.decode is None:
-            raise UsageError("stop texts need an engine with a tokenizer")
-
     def _join(self) -> list[Tensor]:
         """Fill free rows with waiting samples; returns the first-token logits (V,) of each."""
         count = min(self.max_rows - len(self._rows), len(self._waiting))
@@ -291,9 +289,9 @@ class NativeSession:
         for members, sampling in self._by_sampling():
             whole = len(members) == len(rows)
             chosen = torch.from_numpy(uniforms if whole else uniforms[members]).to(logits.device)
-            ids, logprobs = draw(logits if whole else logits[members], chosen, sampling)
-            for index, token, logprob in zip(members, ids.tolist(), logprobs.tolist(), strict=True):
-                if self._take(rows[index], token, logprob):
+            drawn = draw_with_entropy(logits if whole else logits[members], chosen, sampling)
+            for index, token, logprob, entropy in zip(members, *(x.tolist() for x in drawn), strict=True):
+                if self._take(rows[index], token, logprob, entropy):
                     ended.append(index)
         return ended
 
@@ -304,13 +302,14 @@ class NativeSession:
             alike.setdefault(row.sampling, []).append(index)
         return [(members, sampling) for sampling, members in alike.items()]
 
-    def _take(self, row: _Row, token: int, logprob: float) -> bool:
+    def _take(self, row: _Row, token: int, logprob: float, entropy: float) -> bool:
         """Write a token down; returns whether it was the row's last."""
         completion, sampling = row.completion, row.sampling
         if not completion.versions or completion.versions[-1][1] != self.version:
             completion.versions.append((len(completion.ids), self.version))
         completion.ids.append(token)
         completion.logprobs.append(logprob)
+        completion.entropies.append(entropy)
         if token in sampling.stop_ids or (sampling.stop and self._stops(completion.ids, sampling.stop)):
             completion.finish_reason = "stop"
             return True
