@@ -19,7 +19,7 @@ world = MiniWorld(1, **{name: value for name, value in stage.data_options.items(
 made.append([world.document(i) for i in range(300)])
 for name in ("arithmetic", "candles", "countdown", "decipher", "general", "parentheses", "safety", "transpose"):
     assert name in task_names()
-    stream = ProblemStream({name: TaskSettings(difficulty=(1, 2), languages=("en", "zh"))}, "train", 1)
+    stream = ProblemStream({name: TaskSettings(difficulty=1, languages=("en", "zh"))}, "train", 1)
     made.append([stream[i] for i in range(60)])
 for part in made:
     print(hashlib.blake2b(repr(part).encode(), digest_size=8).hexdigest())
@@ -43,5 +43,5 @@ def generated(hash_seed: int, repository: Path) -> list[str]:
 
 def test_nothing_generated_depends_on_the_hash_seed(repository: Path) -> None:
     first = generated(1, repository)
-    assert len(first) == 11
+    assert len(set(first)) == 11
     assert generated(2, repository) == first
