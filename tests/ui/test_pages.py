@@ -187,7 +187,7 @@ def test_rollouts_are_filtered_read_and_judged_again(open_page: Open, size: tupl
 COLOURS = [
     ("probability", "probability k4", "certain"),  # p = exp(-0.5) = 0.61, of 9 shades 0.39
     ("surprise", "surprise k1", "5 nats or more"),
-    ("entropy", "entropy k3", "3 nats or more"),
+    ("entropy", "entropy k5", "2 nats or more"),
     ("advantage", "more k5", "here 1."),
     ("ratio", "more k9", "½ or less"),
 ]
@@ -248,7 +248,7 @@ def test_a_rollout_over_several_versions_of_the_policy(open_page: Open, size: tu
     page.get_by_label("Colour by").select_option("version")
     assert page.locator(".scale .step").all_inner_texts() == ["2", "3", "4"]
     tints = [token.get_attribute("class") for token in page.locator(".completion .t").all()]
-    assert tints[:9] == ["t version k1"] * 3 + ["t version k5"] * 5 + ["t version k9"]
+    assert tints[:9] == ["t version k2"] * 3 + ["t version k6"] * 5 + ["t version k9"]
     assert set(tints[9:]) == {"t version k9"}
 
 

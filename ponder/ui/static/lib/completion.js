@@ -39,8 +39,8 @@ const COLOURINGS = {
   entropy: {
     title: "Entropy",
     values: ({ tokens }) => tokens.entropies,
-    tint: oneHue("entropy", (nats) => nats / 3),
-    ends: ["0 nats, one choice", "3 nats or more, about 20 choices"],
+    tint: oneHue("entropy", (nats) => nats / 2),
+    ends: ["0 nats, one choice", "2 nats or more, about 7 choices"],
     says: () => "Entropy of the distribution that the token was drawn from: how open it was what comes next.",
     why: ({ tokens }) => (tokens.entropies.length ? null : NOT_KEPT),
   },
@@ -86,7 +86,7 @@ export function showCompletion(row) {
     text.toggleAttribute("data-tokens", !isPlain);
     if (isPlain) text.removeAttribute("tabindex");
     else text.tabIndex = 0;
-    fill(legend, isPlain ? null : [scale(row, kind), h("span", {}, COLOURINGS[kind].says(row))]);
+    fill(legend, isPlain ? turnNote(row) : [scale(row, kind), h("span", {}, COLOURINGS[kind].says(row))]);
     fill(readout, HINT).hidden = isPlain;
   };
   readTokens(text, (index) => fill(readout, numbers(row, index)));
@@ -101,12 +101,18 @@ export function showCompletion(row) {
       h("label", { class: "small row end" }, "Colour by", h("select", { class: "colour", onchange: choose }, h("option", { value: "plain" }, "Reflection words"), options)),
       h("button", { type: "button", onclick: () => copyText(row.text) }, "Copy"),
     ),
-    row.turn && h("p", { class: "small muted" }, row.turn.kind === "correction" ? "A wrong result before the strongly marked word is worked out again after it, rightly." : "After the strongly marked word it leaves one way for another, and the last result is right."),
     legend,
     text,
     readout,
     row.tokens.missing ? h("p", { class: "small muted" }, row.tokens.missing) : whyNot(reasons),
   );
+}
+
+function turnNote({ turn }) {
+  if (!turn) return null;
+  return turn.kind === "correction"
+    ? "A wrong result before the strongly marked word is worked out again after it, rightly."
+    : "After the strongly marked word it leaves one way for another, and the last result is right.";
 }
 
 /** Why some colourings cannot be chosen. */
@@ -152,7 +158,7 @@ function coloured(row, kind) {
 function tintOf(row, kind) {
   if (kind !== "version") return COLOURINGS[kind].tint;
   const [first, last] = [row.tokens.versions[0], row.tokens.versions.at(-1)];
-  return oneHue("version", (version) => 0.15 + (0.85 * (version - first)) / (last - first));
+  return oneHue("version", (version) => 0.25 + (0.75 * (version - first)) / (last - first));
 }
 
 function scale(row, kind) {
