@@ -26,9 +26,6 @@ from ponder.serving.replies import Piece, Reply
 
 _log = logging.getLogger("ponder.serving")
 
-_PROMPT_TOKENS = 512
-"""Prompts join up to so many tokens a step (one at least): those who are listening need not wait for all of them."""
-
 _LONGEST_IDLE_S = 1.0
 """The worker looks up from an empty queue so often."""
 
@@ -214,18 +211,11 @@ class Batcher:
             job.deliver(parts)
 
     def _join(self, lane: _Lane) -> None:
-        joining: list[LiveSequence] = []
-        prompts: dict[tuple[int, ...], None] = {}
+        """Let in who fits; the stepper sees to it that nobody's prompt holds up those who are speaking."""
         while lane.waiting and self._fits(lane, lane.waiting[0][1].sequence):
-            job, choice = lane.waiting[0]
-            prompts[choice.sequence.prompt_ids] = None
-            if joining and sum(map(len, prompts)) > _PROMPT_TOKENS:
-                break
-            lane.waiting.popleft()
+            job, choice = lane.waiting.popleft()
             lane.live[choice.sequence] = (job, choice)
-            joining.append(choice.sequence)
-        if joining:
-            lane.stepper.join(joining)
+            lane.stepper.join([choice.sequence])
 
     def _fits(self, lane: _Lane, sequence: LiveSequence) -> bool:
         """The cache is a rectangle: rows times the longest that any of them may become."""

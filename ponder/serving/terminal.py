@@ -54,9 +54,9 @@ class Conversation:
         stepper = Stepper(self.model.loaded.decoder)
         stepper.join([choice.sequence])
         while choice.finish_reason is None:
-            ((_, token),) = stepper.step()
-            delta = listen(choice, token)
-            yield from delta.pieces if delta is not None else ()
+            for _, token in stepper.step():  # nothing while a long prompt is computed
+                delta = listen(choice, token)
+                yield from delta.pieces if delta is not None else ()
 
     def remember(self, text: str, answer: str) -> None:
         """Add a turn; one without an answer is forgotten, as no template has a place for it."""

@@ -34,7 +34,7 @@ def run(model: Model, stepper: Stepper, wanted: LiveSequence) -> str:
         for live, token in stepper.step():
             if token.id in model.tokenizer.eos_ids or len(live.ids) == len(live.uniforms):
                 stepper.leave(live)
-        if wanted not in stepper.rows:
+        if wanted.ids and wanted not in stepper.rows:
             return model.tokenizer.decode(wanted.ids)
     raise AssertionError("the sequence never ended")
 
@@ -65,8 +65,45 @@ def test_equal_prompts_are_computed_once(model: Model, monkeypatch: pytest.Monke
         return prefill(decoder, prompts)
 
     monkeypatch.setattr("ponder.rollout.stepping.prefill", counted)
-    Stepper(model.decoder).join([sequence(model, PROMPTS[0]) for _ in range(5)])
+    stepper = Stepper(model.decoder)
+    stepper.join([sequence(model, PROMPTS[0]) for _ in range(5)])
+    assert len(stepper.step()) == 5
     assert seen == [1]
+
+
+def test_a_long_prompt_lets_others_speak_and_says_what_it_says_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ponder.rollout.stepping.PIECE_TOKENS", 16)
+    prompt = PROMPTS[0] * 8
+    expected = model.generate(prompt, temperature=0, max_tokens=24, seed=3)[0][0]
+    stepper = Stepper(model.decoder)
+    speaking, long, twin = sequence(model, PROMPTS[1]), sequence(model, prompt), sequence(model, prompt)
+    late = sequence(model, PROMPTS[2])
+    stepper.join([speaking])
+    stepper.step()
+    stepper.join([long, twin])
+    pieces = -(-len(long.context_ids) // 16)
+    assert pieces > 4
+    for step in range(1, pieces):
+        assert [row for row, _ in stepper.step() if row is not late] == [speaking]
+        if step == 2:
+            stepper.join([late])  # a short prompt does not wait for a long one
+    assert len(late.ids) == pieces - 3
+    assert len(stepper.step()) == 4
+    stepper.leave(twin)
+    assert run(model, stepper, long) == expected
+
+
+def test_a_long_prompt_may_be_given_up_between_two_pieces(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ponder.rollout.stepping.PIECE_TOKENS", 16)
+    stepper = Stepper(model.decoder)
+    given_up, other = sequence(model, PROMPTS[0] * 8), sequence(model, PROMPTS[1] * 8)
+    stepper.join([given_up, other])
+    stepper.step()
+    stepper.leave(given_up)
+    expected = model.generate(PROMPTS[1] * 8, temperature=0, max_tokens=24, seed=3)[0][0]
+    assert run(model, stepper, other) == expected
 
 
 def test_forced_tokens_come_next_and_the_rest_follows_from_them(model: Model) -> None:
