@@ -158,7 +158,8 @@ class Stepper:
         """Give a row to everyone whose prompt is computed; a prompt of one token needs no computing."""
         entering = [s for s in self._joining if s.context_ids in computed or not s.context_ids]
         self._joining = [s for s in self._joining if s not in entering]
-        self._cache.reserve_rows(len(self.rows) + len(entering))
+        rows = len(self.rows) + len(entering)
+        self._cache.reserve_rows(-(-rows // _ROWS_BLOCK) * _ROWS_BLOCK)
         for sequence in entering:
             if sequence.context_ids:
                 self._cache.put(len(self.rows), *computed[sequence.context_ids])
