@@ -6,9 +6,9 @@ micro-batches, on all ranks. Shapes: N rows of a micro-batch, M reply tokens, d 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -54,6 +54,9 @@ class UpdateStatistics:
     entropy: float
     trained_tokens: int
     """Reply tokens that went through forward and backward; the others had a gradient of exactly zero."""
+    logprobs: Mapping[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """Of the reply tokens (T,) under the policy before this update, for each trajectory that was computed, by its
+    number; policy updates only."""
 
     @property
     def finite(self) -> bool:
@@ -106,12 +109,19 @@ def policy_step(
     if not live:
         return UpdateStatistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
+    examples = [trajectories[i].example for i in live]
+    lengths = [len(e.reply_ids) for e in examples]
+    latest, found = torch.empty(0), torch.zeros(sum(lengths))
+    places = found.split(lengths)
+
     def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured]:
+        nonlocal latest
         members = [trajectories[live[m]] for m in batch.members]
         sampler = torch.tensor([x for t in members for x in t.sampler_logprobs], device=device)
-        old, correction = _old_policy(members, sampler, batch, settings)
         ref_logprobs = frozen_logprobs(reference, batch, temperature) if reference is not None else None
         logprobs, entropies = head_logprobs(model, hidden, batch, temperature, settings.entropy_bonus != 0)
+        latest = logprobs.detach()
+        old, correction = _old_policy(members, sampler, latest, batch, settings)
         result = policy_loss(
             logprobs,
             old,
@@ -136,12 +146,18 @@ def policy_step(
             counted=result.statistics.num_tokens,
             bounded=result.statistics.bounded_tokens,
             kl=result.statistics.kl_sum,
-            gap=(logprobs.detach() - sampler).abs().max(),
+            gap=(latest - sampler).abs().max(),
         )
         return result.loss, measured
 
-    sums = accumulate(model, optimizer, [trajectories[i].example for i in live], budget, share)
-    tokens = sum(len(trajectories[i].example.reply_ids) for i in live)
+    def keep(batch: MicroBatch) -> None:
+        for member, part in zip(batch.members, latest.cpu().split([lengths[m] for m in batch.members]), strict=True):
+            places[member].copy_(part)
+
+    sums = accumulate(model, optimizer, examples, budget, share, keep)
+    tokens = sum(lengths)
+    # each rank has filled in its own, and zeros change nothing in a sum
+    logprobs = optimizer.execution.ranks.total(found.to(device)).cpu().split(lengths)
     return UpdateStatistics(
         loss=sums.loss,
         grad_norm=optimizer.step(sums.loss),
@@ -150,11 +166,12 @@ def policy_step(
         kl=sums.kl / max(1.0, sums.counted),
         entropy=sums.entropy / tokens,
         trained_tokens=tokens,
+        logprobs=dict(zip(live, logprobs, strict=True)),
     )
 
 
 def _old_policy(
-    members: Sequence[Trajectory], sampler: Tensor, batch: MicroBatch, settings: AlgorithmSettings
+    members: Sequence[Trajectory], sampler: Tensor, current: Tensor, batch: MicroBatch, settings: AlgorithmSettings
 ) -> tuple[Tensor, Tensor | None]:
     """The old policy's log-probabilities (M,), and the weights (M,) that correct for a sampler that differs from it.
 
@@ -163,7 +180,8 @@ def _old_policy(
     s = settings.importance
     if s.mode == "none" or s.mode == "auto":
         return sampler, None
-    old = torch.tensor([x for t in members for x in t.old_logprobs or t.sampler_logprobs], device=sampler.device)
+    told = [t.old_logprobs for t in members if t.old_logprobs is not None]
+    old = torch.tensor([x for logprobs in told for x in logprobs], device=sampler.device) if told else current
     return old, importance_weights(old, sampler, batch.sequence_ids, len(members), s.mode, s.cap, s.floor)
 
 
@@ -203,11 +221,19 @@ Share = Callable[[MicroBatch, Tensor], tuple[Tensor, Measured]]
 """From a micro-batch and its hidden states (N, d) to its part of the loss and of the statistics."""
 
 
-def accumulate(model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int, share: Share) -> Sums:
+def accumulate(
+    model: Decoder,
+    optimizer: Optimizer,
+    examples: Sequence[Example],
+    budget: int,
+    share: Share,
+    keep: Callable[[MicroBatch], None] = lambda batch: None,
+) -> Sums:
     """Forward and backward over all examples, in micro-batches of `budget` tokens or of what has proved to fit.
 
-    Each rank computes its micro-batches; the gradients of the parts' sum are left for `optimizer.step`, which adds up
-    the ranks'. Raises `UsageError` when memory does not hold a single example.
+    `keep` is called after the `share` of each micro-batch that counts. Each rank computes its micro-batches; the
+    gradients of the parts' sum are left for `optimizer.step`, which adds up the ranks'. Raises `UsageError` when memory
+    does not hold a single example.
     """
     execution, device = optimizer.execution, model.head_weight.device
     sums, gap = torch.empty(0), torch.empty(0)
@@ -217,16 +243,18 @@ def accumulate(model: Decoder, optimizer: Optimizer, examples: Sequence[Example]
         optimizer.clear()
         sums = torch.zeros(len(Measured._fields) - 1, dtype=torch.float64, device=device)
         gap = torch.zeros((), device=device)
-        most = 0
+        failed = 0
         for batch, counts in execution.ranks.share(examples, tokens):
-            most = max(most, len(batch.members))
             measured = _backward(model, execution, batch.to(device), share, counts)
             if measured is not None and counts:
                 sums += torch.stack([x.double() for x in measured[:-1]])
                 gap = torch.maximum(gap, measured.gap)
-            if execution.out_of_memory and not execution.ranks.lockstep:
-                break
-        return most
+                keep(batch)
+            if execution.out_of_memory:
+                failed = failed or len(batch.members)
+                if not execution.ranks.lockstep:
+                    break
+        return failed
 
     execution.within_memory(budget, attempt)
     loss, entropy, counted, bounded, kl = execution.ranks.total(sums).tolist()
