@@ -7,6 +7,7 @@ else. A `PonderError` is one sentence on standard error; any other exception is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -607,7 +608,9 @@ def serve(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="`mini`, a folder, a .gguf file or a Hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="`mini`, a folder, a .gguf file, a Hub id, or an API's address.")
+    ],
     thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Let the model think first.")] = True,
     budget: Annotated[
         int | None, typer.Option("--thinking-budget", metavar="N", min=1, help="Tokens of thinking, then it answers.")
@@ -619,7 +622,10 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option("--temperature", metavar="T", min=0, help="[default: the model's own, or 0.6]")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest reply.")] = 4096,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", min=1, help="Longest reply. [default: 4096; an API's own]"),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed, the same replies.")] = None,
 ) -> None:
     """Talk to a model in the terminal.
@@ -627,19 +633,47 @@ def chat(
     Thinking is shown dimmed, on standard error; answers go to standard output. Ctrl-C stops a reply, Ctrl-D ends the
     chat. In a pipe each line is a turn.
 
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", metavar="NAME", help="What the API at the address MODEL calls it.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the API's key.")
+    ] = None,
     \b
     Examples:
       ponder chat runs/r1-mini/stages/r1/model
       echo "Who are you?" | ponder chat mini --no-thinking
     """
-    from ponder.serving.generation import Wish
-    from ponder.serving.models import ModelSource, ServedModels
-    from ponder.serving.terminal import Conversation
+    from ponder.serving.terminal import Conversation, Partner
     from ponder.serving.terminal import chat as talk
 
-    loaded = ServedModels({model: ModelSource(model, template)}).acquire(model)
-    wish = Wish(max_tokens=max_tokens, temperature=temperature, seed=seed, splits_thinking=True, thinking_budget=budget)
-    talk(Conversation(loaded, wish, thinking, system))
+      ponder chat http://127.0.0.1:8000/v1 --endpoint-model r1-mini/r1
+    partner: Partner
+    if model.startswith(("http://", "https://")):
+        from ponder.serving.terminal import Endpoint
+
+        if endpoint_model is None:
+            raise UsageError("MODEL is an address, so give the name of the model there with --endpoint-model")
+        key = "" if api_key_env is None else os.environ.get(api_key_env, "")
+        if api_key_env is not None and not key:
+            raise UsageError(f"--api-key-env: the environment variable {api_key_env} is not set")
+        wishes = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        partner = Endpoint(model, endpoint_model, key, wishes, budget)
+    else:
+        from ponder.serving.generation import Wish
+        from ponder.serving.models import ModelSource, ServedModels
+        from ponder.serving.terminal import LocalModel
+
+        served = ServedModels({model: ModelSource(model, template)}).acquire(model)
+        wish = Wish(
+            max_tokens=max_tokens or 4096,
+            temperature=temperature,
+            seed=seed,
+            splits_thinking=True,
+            thinking_budget=budget,
+        )
+        partner = LocalModel(served, wish)
+    talk(Conversation(partner, thinking, system))
 
 
 @app.command()

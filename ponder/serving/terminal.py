@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import IO, Any, Protocol
 
 import typer
 
 from ponder.errors import UsageError
+from ponder.model.decoder import Decoder
 from ponder.rollout.stepping import Stepper
 from ponder.serving.batching import Choice, listen
+from ponder.serving.endpoint import check_url, open_reply, read_events
+from ponder.serving.errors import ApiError
 from ponder.serving.generation import Prompt, Wish, make_choices
 from ponder.serving.models import ServedModel
 from ponder.serving.replies import Piece
@@ -27,36 +31,123 @@ NEW = "/new"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-@dataclass
-class Conversation:
-    """What has been said to a model, and how it is to reply."""
+class Incoming(Protocol):
+    """A reply on its way: iterated over, it is computed or comes, piece by piece, and may be left at any of them."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Once it has ended: its length ended it, and not the model."""
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+
+class Partner(Protocol):
+    """Who replies."""
+
+    def reply(self, messages: Sequence[Mapping[str, str]], thinking: bool) -> Incoming:
+        """Begin a reply. Raises `UsageError` where there can be none."""
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model in this process."""
 
     model: ServedModel
     wish: Wish
-    thinking: bool = True
-    system: str | None = None
-    turns: list[dict[str, str]] = field(default_factory=list)
 
-    def begin(self, text: str) -> Choice:
-        """A reply to `text`, not yet computed. Raises `UsageError` when the conversation has become too long."""
-        opening = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*opening, *self.turns, {"role": "user", "content": text}]
+    def reply(self, messages: Sequence[Mapping[str, str]], thinking: bool) -> Incoming:
+        """Raises `UsageError` when the conversation has become too long."""
         tokenizer, room = self.model.loaded.tokenizer, self.model.loaded.config.max_positions
-        prompt = self.model.chat.render(messages, self.thinking, tokenizer)
+        prompt = self.model.chat.render(messages, thinking, tokenizer)
         ids = tuple(tokenizer.encode_prompt(prompt))
         if len(ids) >= room:
             raise UsageError(f"{len(ids)} tokens fill the model's {room} positions: start anew with {NEW}")
         (choice,) = make_choices(self.model, [Prompt(ids, prompt)], self.wish)
-        return choice
+        return _LocalReply(self.model.loaded.decoder, choice)
 
-    def pieces(self, choice: Choice) -> Iterator[Piece]:
-        """Compute the reply, piece by piece; it may be left at any of them."""
-        stepper = Stepper(self.model.loaded.decoder)
-        stepper.join([choice.sequence])
-        while choice.finish_reason is None:
+
+@dataclass
+class _LocalReply:
+    decoder: Decoder
+    choice: Choice
+
+    @property
+    def is_cut(self) -> bool:
+        return self.choice.finish_reason == "length"
+
+    def __iter__(self) -> Iterator[Piece]:
+        stepper = Stepper(self.decoder)
+        stepper.join([self.choice.sequence])
+        while self.choice.finish_reason is None:
             for _, token in stepper.step():  # nothing while a long prompt is computed
-                delta = listen(choice, token)
+                delta = listen(self.choice, token)
                 yield from delta.pieces if delta is not None else ()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible API; what is None or empty is left to it."""
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    wish: Mapping[str, float | None] = field(default_factory=dict)
+    """`temperature`, `max_tokens` and `seed`."""
+    thinking_budget: int | None = None
+
+    def reply(self, messages: Sequence[Mapping[str, str]], thinking: bool) -> Incoming:
+        """Raises `UsageError` where the endpoint refuses or cannot be reached."""
+        body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
+        body |= {name: value for name, value in self.wish.items() if value is not None}
+        if not thinking:
+            # vLLM's way and DeepSeek's
+            body["chat_template_kwargs"] = {"thinking": False, "enable_thinking": False}
+            body["thinking"] = {"type": "disabled"}
+        elif self.thinking_budget is not None:
+            body["thinking"] = {"type": "enabled", "budget_tokens": self.thinking_budget}
+        try:
+            check_url(self.url)
+            return _EndpointReply(open_reply(self.url, self.key, body))
+        except ApiError as error:
+            raise UsageError(str(error)) from error
+
+
+@dataclass
+class _EndpointReply:
+    response: IO[bytes]
+    is_cut: bool = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Raises `UsageError` where the endpoint fails in the middle."""
+        for event in read_events(self.response):
+            if event is None:
+                continue
+            if "error" in event:
+                raise UsageError(event["error"]["message"])
+            for choice in event["choices"]:
+                delta = choice["delta"]
+                self.is_cut = self.is_cut or choice.get("finish_reason") == "length"
+                if "restart" in delta:
+                    yield Piece("restart", "")
+                elif "reasoning_content" in delta:
+                    yield Piece("thinking", delta["reasoning_content"])
+                elif "content" in delta:
+                    yield Piece("answer", delta["content"])
+
+
+@dataclass
+class Conversation:
+    """What has been said to a partner."""
+
+    partner: Partner
+    thinking: bool = True
+    system: str | None = None
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def ask(self, text: str) -> Incoming:
+        """The reply to `text`. Raises `UsageError` as `Partner.reply` does."""
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return self.partner.reply([*opening, *self.turns, {"role": "user", "content": text}], self.thinking)
 
     def remember(self, text: str, answer: str) -> None:
         """Add a turn; one without an answer is forgotten, as no template has a place for it."""
@@ -65,7 +156,10 @@ class Conversation:
 
 
 def chat(conversation: Conversation) -> None:
-    """Talk until the input ends. Ctrl-C stops the reply, not the chat."""
+    """Talk until the input ends. Ctrl-C stops the reply, not the chat.
+
+    On a terminal a message that cannot be answered leaves the chat open; in a pipe its `UsageError` is raised.
+    """
     for text in _inputs():
         if text == NEW:
             conversation.turns.clear()
@@ -73,21 +167,24 @@ def chat(conversation: Conversation) -> None:
         try:
             conversation.remember(text, _reply(conversation, text))
         except UsageError as error:
+            if not sys.stdin.isatty():
+                raise
             typer.echo(f"ponder: {error}", err=True)
 
 
 def _reply(conversation: Conversation, text: str) -> str:
     """Have one message answered and show the reply; returns the answer, as far as it came."""
-    choice = conversation.begin(text)
     screen = _Screen(streams=sys.stdout.isatty())
+    remark = None
     try:
-        for piece in conversation.pieces(choice):
+        reply = conversation.ask(text)
+        for piece in reply:
             screen.show(piece)
+        if reply.is_cut:
+            remark = "unfinished: raise --max-tokens"
     except KeyboardInterrupt:
-        screen.end("stopped")
-    else:
-        unfinished = choice.finish_reason == "length"
-        screen.end("unfinished: raise --max-tokens" if unfinished else None)
+        remark = "stopped"
+    screen.end(remark)
     return screen.answer
 
 
