@@ -33,6 +33,8 @@ class Group:
     """By name, those that this problem's task gets at this step, before weights."""
     advantages: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
+    ratios: dict[int, list[float]] = field(default_factory=dict)
+    """pi of the trainer / pi of the sampler for each token of the completions that were trained on, by their number."""
 
     def trajectories(self) -> list[Trajectory]:
         """What the update learns from; the advantages must be there."""
@@ -63,6 +65,7 @@ class Group:
                 token_ids=completion.ids,
                 logprobs=completion.logprobs,
                 entropies=completion.entropies,
+                ratios=self.ratios.get(sample, ()),
                 version=completion.oldest_version,
                 versions=completion.versions,
             )

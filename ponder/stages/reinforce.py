@@ -225,7 +225,10 @@ class Reinforcement:
         if self.algorithm.importance.mode != "none" and count > 1:
             # a first update is its own old policy; later ones must be told what it was
             parts = [self._with_old_logprobs(part) for part in parts]
-        return self.trainer.policy_updates(parts)
+        updates = self.trainer.policy_updates(parts)
+        for part, update in enumerate(updates):
+            _keep_ratios(groups[part::count], update)
+        return updates
 
     def _load_reward_models(self) -> dict[str, RewardModel]:
         return {
@@ -423,6 +426,15 @@ class Reinforcement:
         if cluster.schedule == "one_step_behind":
             return OneStepBehind(self.asker, pool, publish)
         return Asynchronous(self.asker, pool, publish, cluster.max_staleness)
+
+
+def _keep_ratios(groups: Sequence[Group], update: UpdateStatistics) -> None:
+    """Write down how far the trainer's probabilities lay from the sampler's, for each token that was trained on."""
+    places = [(group, sample) for group in groups for sample in range(len(group.completions))]
+    for number, logprobs in update.logprobs.items():
+        group, sample = places[number]
+        gap = logprobs.double() - torch.tensor(group.completions[sample].logprobs, dtype=torch.float64)
+        group.ratios[sample] = gap.exp().tolist()
 
 
 def resolve_algorithm(algorithm: AlgorithmSettings, recipe: Recipe) -> AlgorithmSettings:

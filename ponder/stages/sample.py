@@ -331,4 +331,5 @@ def _row(rollout: Rollout) -> RolloutRow:
         reference=problem.reference,
         token_ids=completion.ids,
         logprobs=completion.logprobs,
+        entropies=completion.entropies,
     )

@@ -54,6 +54,8 @@ def test_the_numbers_are_those_of_the_rollouts(go: Go) -> None:
         assert line["policy/entropy"] == pytest.approx(fmean(x for row in rows for x in row.entropies), abs=1e-5)
         assert line["policy/staleness"] == 0
         assert {row.version for row in rows} == {line["step"] - 1}
+        for row in rows:  # what has no advantage is not trained on
+            assert list(row.ratios) == pytest.approx([1.0] * row.length if row.advantage else [], abs=1e-5)
         groups = [rows[:4], rows[4:]]
         for group in groups:
             assert len({row.problem_id for row in group}) == 1
