@@ -35,7 +35,7 @@ def recipe(request: pytest.FixtureRequest, tiny_model: Path) -> dict[str, Any]:
     stage = {**STAGES[request.param], "model": str(tiny_model), "template": "mini", "checkpoint_every": 100}
     if "on_policy" in stage:
         stage["on_policy"] = {**stage["on_policy"], "teacher": str(tiny_model)}
-    return {"name": "stopped", "threads": 1, "stages": {"stage": stage}}
+    return {"name": "stopped", "threads": 1, "judging": {"workers": 0}, "stages": {"stage": stage}}
 
 
 def results(run: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the nodes of a Ray cluster. Nothing is downloaded, and nothing is left behind.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ponder.doctor.check import Check, State
 from ponder.doctor.machine import check_machine
@@ -37,16 +38,11 @@ def problems(checks: Iterable[Check]) -> list[Check]:
 
 def summary_rows(checks: Sequence[Check]) -> list[tuple[str, Check]]:
     """(where, check), with nodes that say the same in one row; `where` is empty for this machine."""
-    alike: dict[Check, list[str]] = {}
+    alike: dict[tuple[bool, Check], list[str]] = {}
     for check in checks:
-        key = Check(check.name, check.state, check.found, check.advice)
-        # a node of the cluster may say what this machine says: the two stay apart
-        alike.setdefault(key if not check.node else Check(key.name, key.state, key.found, key.advice, "*"), []).append(
-            check.node
-        )
+        alike.setdefault((bool(check.node), replace(check, node="")), []).append(check.node)
     everywhere = len({check.node for check in checks if check.node})
-    rows = []
-    for check, nodes in alike.items():
-        named = "all nodes" if len(nodes) == everywhere and everywhere > 1 else ", ".join(filter(None, nodes))
-        rows.append((named, check))
-    return rows
+    return [
+        ("all nodes" if len(nodes) == everywhere > 1 and of_a_node else ", ".join(nodes), check)
+        for (of_a_node, check), nodes in alike.items()
+    ]
