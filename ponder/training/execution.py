@@ -6,7 +6,7 @@ gradients of different micro-batches and add them up; every number that a step r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -48,6 +48,15 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
+
+    def collect(self, own: Mapping[int, Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """Vectors of these lengths, each of which one rank has by its place: all of them, on every rank, on the CPU."""
+        whole = torch.zeros(sum(lengths))
+        places = whole.split(list(lengths))
+        for place, values in own.items():
+            places[place].copy_(values)
+        # zeros change nothing in a sum
+        return list(self.total(whole.to(self.device)).cpu().split(list(lengths)))
 
     def together(self, action: Callable[[], T]) -> list[T]:
         """Do something on every rank; all ranks' results, in order. Raises on all the `PonderError` that one raised."""
@@ -142,33 +151,27 @@ class Execution:
     def within_memory(self, budget: int, attempt: Callable[[int], int]) -> None:
         """Call `attempt(tokens)`; as long as memory runs out on any rank, again with half as many tokens, on all.
 
-        `attempt` computes within `watching` and returns the most examples that it had in one micro-batch. What it did
-        before memory ran out must not matter. Raises `UsageError` when memory does not hold single examples.
+        `attempt` computes within `watching` and returns how many examples the first micro-batch had for which memory
+        ran out, 0 where it did not. What it did before must not matter. Raises `UsageError` when that was one example.
         """
         while True:
             self.out_of_memory = False
             tokens = budget if self.limit is None else min(budget, self.limit)
-            members = attempt(tokens)
-            failed, members = self._agree(members)
-            if not failed:
+            members = int(self.ranks.largest(torch.tensor(attempt(tokens), device=self.ranks.device)))
+            if members == 0:
                 return
-            if members <= 1:
+            if members == 1:
                 raise UsageError(
-                    f"out of memory with one sequence at a time (tokens_per_micro_batch was lowered to {tokens}): "
-                    "set activation_checkpointing: true, shorten sampling.max_tokens, or use more memory or ranks"
+                    "out of memory with one sequence at a time, which a smaller tokens_per_micro_batch cannot mend: "
+                    "set activation_checkpointing: true, shorten sampling.max_tokens, or use more memory or more ranks"
                 )
             self.limit = tokens // 2
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
             self.notes.append(
                 f"out of memory with micro-batches of {tokens} tokens: the step is repeated with {self.limit} "
                 "(set tokens_per_micro_batch to that to save the try)"
             )
-
-    def _agree(self, members: int) -> tuple[bool, int]:
-        told = torch.tensor([int(self.out_of_memory), members], device=self.ranks.device)
-        failed, most = self.ranks.largest(told).tolist()
-        return bool(failed), most
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -54,6 +54,11 @@ class MicroBatch:
             sequence_ids=self.sequence_ids.to(device),
         )
 
+    def by_member(self, values: Tensor) -> dict[int, Tensor]:
+        """(M,) numbers of the reply tokens -> (T,) of each member, on the CPU, by its place."""
+        lengths = torch.bincount(self.sequence_ids, minlength=len(self.members)).tolist()
+        return dict(zip(self.members, values.cpu().split(lengths), strict=True))
+
 
 def micro_batches(examples: Sequence[Example], budget: int) -> Iterator[MicroBatch]:
     """Pack whole examples, in order, into micro-batches of at most `budget` rows (a longer example gets its own).
@@ -143,6 +148,8 @@ def pack(examples: Sequence[Example], members: Sequence[int]) -> MicroBatch:
         tokens=torch.tensor(tokens),
         predictors=torch.tensor(predictors),
         targets=torch.tensor([t for m in members for t in examples[m].reply_ids]),
-        sequence_ids=torch.repeat_interleave(torch.arange(len(members)), torch.tensor(lengths)),
+        sequence_ids=torch.repeat_interleave(
+            torch.arange(len(members)), torch.tensor(lengths), output_size=sum(lengths)
+        ),
         members=tuple(members),
     )

@@ -127,24 +127,21 @@ class RankTrainer:
         assert model is not None, "asked for a reference where none is kept"
         examples = [t.example for t in trajectories]
         lengths = [len(e.reply_ids) for e in examples]
-        # each rank fills in its own, and zeros change nothing in a sum
-        found = torch.zeros(0)
+        own: dict[int, Tensor] = {}
 
         def attempt(tokens: int) -> int:
-            nonlocal found
-            found, most = torch.zeros(sum(lengths), device=self.ranks.device), 0
-            places = found.split(lengths)
+            own.clear()
+            failed = 0
             for batch, counts in self.ranks.share(examples, tokens):
-                most = max(most, len(batch.members))
                 with self.execution.watching():
                     logprobs = frozen_logprobs(model, batch, self.settings.temperature)
-                    parts = logprobs.split([lengths[m] for m in batch.members])
-                    for member, part in zip(batch.members if counts else (), parts, strict=counts):
-                        places[member].copy_(part)
-            return most
+                    own.update(batch.by_member(logprobs) if counts else {})
+                if self.execution.out_of_memory:
+                    failed = failed or len(batch.members)
+            return failed
 
         self.execution.within_memory(self.settings.budget, attempt)
-        return list(self.ranks.total(found).cpu().split(lengths))
+        return self.ranks.collect(own, lengths)
 
     def refresh_reference(self) -> None:
         """See `Trainer`."""

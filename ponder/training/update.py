@@ -72,12 +72,12 @@ def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Exa
     ordered = sorted(examples, key=lambda e: -len(e.prompt_ids) - len(e.reply_ids))
     total = sum(len(e.reply_ids) for e in ordered)
 
-    def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured]:
+    def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured, Tensor]:
         logprobs, _ = head_logprobs(model, hidden, batch)
         loss = -logprobs.sum() / total
-        return loss, Measured.nothing(loss.device)._replace(loss=loss.detach())
+        return loss, Measured.nothing(loss.device)._replace(loss=loss.detach()), logprobs.detach()
 
-    sums = accumulate(model, optimizer, ordered, budget, share)
+    sums, _ = accumulate(model, optimizer, ordered, budget, share)
     return UpdateStatistics(sums.loss, optimizer.step(sums.loss), 0.0, 0.0, 0.0, 0.0, total)
 
 
@@ -110,18 +110,15 @@ def policy_step(
         return UpdateStatistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
     examples = [trajectories[i].example for i in live]
-    lengths = [len(e.reply_ids) for e in examples]
-    latest, found = torch.empty(0), torch.zeros(sum(lengths))
-    places = found.split(lengths)
+    reply_lengths = [len(e.reply_ids) for e in examples]
 
-    def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured]:
-        nonlocal latest
+    def share(batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Measured, Tensor]:
         members = [trajectories[live[m]] for m in batch.members]
         sampler = torch.tensor([x for t in members for x in t.sampler_logprobs], device=device)
         ref_logprobs = frozen_logprobs(reference, batch, temperature) if reference is not None else None
         logprobs, entropies = head_logprobs(model, hidden, batch, temperature, settings.entropy_bonus != 0)
-        latest = logprobs.detach()
-        old, correction = _old_policy(members, sampler, latest, batch, settings)
+        now = logprobs.detach()
+        old, correction = _old_policy(members, sampler, now, batch, settings)
         result = policy_loss(
             logprobs,
             old,
@@ -146,18 +143,13 @@ def policy_step(
             counted=result.statistics.num_tokens,
             bounded=result.statistics.bounded_tokens,
             kl=result.statistics.kl_sum,
-            gap=(latest - sampler).abs().max(),
+            gap=(now - sampler).abs().max(),
         )
-        return result.loss, measured
+        return result.loss, measured, now
 
-    def keep(batch: MicroBatch) -> None:
-        for member, part in zip(batch.members, latest.cpu().split([lengths[m] for m in batch.members]), strict=True):
-            places[member].copy_(part)
-
-    sums = accumulate(model, optimizer, examples, budget, share, keep)
-    tokens = sum(lengths)
-    # each rank has filled in its own, and zeros change nothing in a sum
-    logprobs = optimizer.execution.ranks.total(found.to(device)).cpu().split(lengths)
+    sums, own = accumulate(model, optimizer, examples, budget, share)
+    tokens = sum(reply_lengths)
+    logprobs = optimizer.execution.ranks.collect(own, reply_lengths)
     return UpdateStatistics(
         loss=sums.loss,
         grad_norm=optimizer.step(sums.loss),
@@ -217,39 +209,37 @@ class Sums(NamedTuple):
     gap: float
 
 
-Share = Callable[[MicroBatch, Tensor], tuple[Tensor, Measured]]
-"""From a micro-batch and its hidden states (N, d) to its part of the loss and of the statistics."""
+Share = Callable[[MicroBatch, Tensor], tuple[Tensor, Measured, Tensor]]
+"""From a micro-batch and its hidden states (N, d) to its part of the loss and of the statistics, and to the
+log-probabilities (M,) of its reply tokens, detached."""
 
 
 def accumulate(
-    model: Decoder,
-    optimizer: Optimizer,
-    examples: Sequence[Example],
-    budget: int,
-    share: Share,
-    keep: Callable[[MicroBatch], None] = lambda batch: None,
-) -> Sums:
+    model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int, share: Share
+) -> tuple[Sums, dict[int, Tensor]]:
     """Forward and backward over all examples, in micro-batches of `budget` tokens or of what has proved to fit.
 
-    `keep` is called after the `share` of each micro-batch that counts. Each rank computes its micro-batches; the
+    Each rank computes its micro-batches, and returns the log-probabilities (T,) of its examples by their places. The
     gradients of the parts' sum are left for `optimizer.step`, which adds up the ranks'. Raises `UsageError` when memory
     does not hold a single example.
     """
     execution, device = optimizer.execution, model.head_weight.device
-    sums, gap = torch.empty(0), torch.empty(0)
+    sums, gap, logprobs = torch.empty(0), torch.empty(0), dict[int, Tensor]()
 
     def attempt(tokens: int) -> int:
-        nonlocal sums, gap
+        nonlocal sums, gap, logprobs
         optimizer.clear()
         sums = torch.zeros(len(Measured._fields) - 1, dtype=torch.float64, device=device)
         gap = torch.zeros((), device=device)
+        logprobs.clear()
         failed = 0
         for batch, counts in execution.ranks.share(examples, tokens):
-            measured = _backward(model, execution, batch.to(device), share, counts)
-            if measured is not None and counts:
+            found = _backward(model, execution, batch.to(device), share, counts)
+            if found is not None and counts:
+                measured, now = found
                 sums += torch.stack([x.double() for x in measured[:-1]])
                 gap = torch.maximum(gap, measured.gap)
-                keep(batch)
+                logprobs |= batch.by_member(now)
             if execution.out_of_memory:
                 failed = failed or len(batch.members)
                 if not execution.ranks.lockstep:
@@ -258,30 +248,34 @@ def accumulate(
 
     execution.within_memory(budget, attempt)
     loss, entropy, counted, bounded, kl = execution.ranks.total(sums).tolist()
-    return Sums(loss, entropy, counted, bounded, kl, float(execution.ranks.largest(gap)))
+    return Sums(loss, entropy, counted, bounded, kl, float(execution.ranks.largest(gap))), logprobs
 
 
-def _backward(model: Decoder, execution: Execution, batch: MicroBatch, share: Share, counts: bool) -> Measured | None:
-    """One micro-batch's gradients; None when memory ran out."""
+def _backward(
+    model: Decoder, execution: Execution, batch: MicroBatch, share: Share, counts: bool
+) -> tuple[Measured, Tensor] | None:
+    """One micro-batch's gradients, and what `share` measured; None when memory ran out."""
     factor = execution.scale.value * counts
-    measured = None
+    found = None
     if not execution.ranks.lockstep:
         with execution.watching():
-            loss, measured = share(batch, hidden_states(model, batch))
+            loss, measured, logprobs = share(batch, hidden_states(model, batch))
+            found = measured, logprobs
             (loss * factor).backward()
-        return measured
+        return found
     # What the ranks exchange hangs on the passes through the layers, and a rank that left them would be waited for
-    # for ever. So the layers see to it themselves (`guard_layers`), and the rest is cut off, to fail apart from them.
+    # for ever. So the layers see to it themselves (`guard_layer`), and the rest is cut off, to fail apart from them.
     hidden = hidden_states(model, batch)
     end = hidden.detach().requires_grad_()
     with execution.watching():
-        loss, measured = share(batch, end)
+        loss, measured, logprobs = share(batch, end)
+        found = measured, logprobs
         (loss * factor).backward()
     head = model.head_weight
     if head.requires_grad and head.grad is None:
         head.grad = torch.zeros_like(head)
     hidden.backward(torch.zeros_like(hidden) if end.grad is None else end.grad)
-    return measured
+    return found
 
 
 # --- log-probabilities of a micro-batch -------------------------------------------------------------------------------
