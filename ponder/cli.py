@@ -545,7 +545,8 @@ def score(
 @app.command()
 def serve(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Names, folders, .gguf files; ID=MODEL gives one an id.")
+        list[str],
+        typer.Argument(metavar="MODEL...", help="RUN:STAGE, names, folders, .gguf files; ID=MODEL gives one an id."),
     ],
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes any free one.")] = 8000,
@@ -585,7 +586,7 @@ def serve(
     \b
     Examples:
       ponder serve mini
-      ponder serve runs/r1-mini/stages/r1/model base=mini --port 9000
+      ponder serve r1-mini:r1 base=mini --port 9000
     """
     from ponder.serving.server import api_key, serve_models
     from ponder.serving.settings import ServeSettings
@@ -603,13 +604,15 @@ def serve(
         stop_timeout_s=stop_timeout,
         models_bytes=int(memory * 2**30),
     )
-    serve_models(models, settings, template, lambda text: typer.echo(f"ponder: {text}", err=True))
+    served = [_served(text) for text in models]
+    serve_models(served, settings, template, lambda text: typer.echo(f"ponder: {text}", err=True))
 
 
 @app.command()
 def chat(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`mini`, a folder, a .gguf file, a Hub id, or an API's address.")
+        str,
+        typer.Argument(metavar="MODEL", help="RUN:STAGE, `mini`, a folder, a .gguf file, a Hub id, an API's address."),
     ],
     thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Let the model think first.")] = True,
     budget: Annotated[
@@ -627,27 +630,27 @@ def chat(
         typer.Option("--max-tokens", metavar="N", min=1, help="Longest reply. [default: 4096; an API's own]"),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed, the same replies.")] = None,
-) -> None:
-    """Talk to a model in the terminal.
-
-    Thinking is shown dimmed, on standard error; answers go to standard output. Ctrl-C stops a reply, Ctrl-D ends the
-    chat. In a pipe each line is a turn.
-
     endpoint_model: Annotated[
         str | None, typer.Option("--endpoint-model", metavar="NAME", help="What the API at the address MODEL calls it.")
     ] = None,
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", metavar="VARIABLE", help="Environment variable with the API's key.")
     ] = None,
+) -> None:
+    """Talk to a model in the terminal.
+
+    Thinking is shown dimmed, on standard error; answers go to standard output. Ctrl-C stops a reply, Ctrl-D ends the
+    chat. In a pipe each line is a turn.
+
     \b
     Examples:
-      ponder chat runs/r1-mini/stages/r1/model
+      ponder chat r1-mini:r1
       echo "Who are you?" | ponder chat mini --no-thinking
+      ponder chat http://127.0.0.1:8000/v1 --endpoint-model r1-mini/r1
     """
     from ponder.serving.terminal import Conversation, Partner
     from ponder.serving.terminal import chat as talk
 
-      ponder chat http://127.0.0.1:8000/v1 --endpoint-model r1-mini/r1
     partner: Partner
     if model.startswith(("http://", "https://")):
         from ponder.serving.terminal import Endpoint
@@ -664,7 +667,7 @@ def chat(
         from ponder.serving.models import ModelSource, ServedModels
         from ponder.serving.terminal import LocalModel
 
-        served = ServedModels({model: ModelSource(model, template)}).acquire(model)
+        served = ServedModels({model: ModelSource(_folder(model), template)}).acquire(model)
         wish = Wish(
             max_tokens=max_tokens or 4096,
             temperature=temperature,
@@ -681,7 +684,7 @@ def ui(
     runs: Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where the run folders lie.")] = Path("runs"),
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="MODEL", help="A further model to chat with: a folder, ID=MODEL. Repeatable."),
+        typer.Option("--model", metavar="MODEL", help="A further model to chat with, as `serve` takes it. Repeatable."),
     ] = None,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes any free one.")] = 8080,
@@ -702,7 +705,13 @@ def ui(
     from ponder.ui.server import serve_ui
 
     settings = ServeSettings(host=host, port=port, api_key=api_key())
-    serve_ui(runs, model or (), settings, opens, lambda url: typer.echo(f"ponder: {url}", err=True))
+    serve_ui(
+        runs,
+        [_served(text) for text in model or ()],
+        settings,
+        opens,
+        lambda url: typer.echo(f"ponder: {url}", err=True),
+    )
 
 
 @app.command()
@@ -773,6 +782,19 @@ def main() -> None:
 
 def _find_run(name: str) -> RunFolder:
     return RunFolder.open(Path("runs") / name if not Path(name).exists() else name)
+
+
+def _folder(model: str) -> str:
+    """A model's folder where it was named RUN:STAGE, else `model`. Raises `UsageError` for a reward model."""
+    from ponder.evaluation.origin import find_origin
+
+    return find_origin(model).reference
+
+
+def _served(text: str) -> str:
+    """The same for ID=MODEL."""
+    name, equals, model = text.partition("=")
+    return f"{name}={_folder(model)}" if equals else _folder(text)
 
 
 def _exams(on: str) -> tuple[list[str], list[str]]:

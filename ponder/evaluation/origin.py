@@ -106,7 +106,7 @@ def find_origin(reference: str) -> Origin:
             )
         reference = str(path)
     if (path / "reward.json").exists():
-        raise UsageError(f"{reference} is a reward model, which scores replies and writes none: export a policy")
+        raise UsageError(f"{reference} is a reward model, which scores replies and writes none: name a policy")
     made = _made(path)
     name = path.stem if path.suffix == ".gguf" else path.absolute().name if path.exists() else reference
     return Origin(reference, name if made is None else f"{made.run.name}-{made.stage}", made)

@@ -28,6 +28,10 @@ from ponder.serving.replies import Piece
 NEW = "/new"
 """Typed instead of a message, it forgets the conversation."""
 
+HELP = f"{NEW} forgets the conversation, Ctrl-C stops a reply, Ctrl-D ends"
+CUT = "unfinished: raise --max-tokens"
+
+_COMMAND = re.compile(r"/[a-z?]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -35,8 +39,8 @@ class Incoming(Protocol):
     """A reply on its way: iterated over, it is computed or comes, piece by piece, and may be left at any of them."""
 
     @property
-    def is_cut(self) -> bool:
-        """Once it has ended: its length ended it, and not the model."""
+    def fault(self) -> str | None:
+        """Once it has ended: why it is not whole."""
 
     def __iter__(self) -> Iterator[Piece]: ...
 
@@ -72,8 +76,11 @@ class _LocalReply:
     choice: Choice
 
     @property
-    def is_cut(self) -> bool:
-        return self.choice.finish_reason == "length"
+    def fault(self) -> str | None:
+        if self.choice.finish_reason == "stop":
+            return None
+        sequence = self.choice.sequence
+        return CUT if len(sequence.ids) == len(sequence.uniforms) else "it ended while it was thinking"
 
     def __iter__(self) -> Iterator[Piece]:
         stepper = Stepper(self.decoder)
@@ -115,7 +122,7 @@ class Endpoint:
 @dataclass
 class _EndpointReply:
     response: IO[bytes]
-    is_cut: bool = False
+    fault: str | None = None
 
     def __iter__(self) -> Iterator[Piece]:
         """Raises `UsageError` where the endpoint fails in the middle."""
@@ -126,7 +133,8 @@ class _EndpointReply:
                 raise UsageError(event["error"]["message"])
             for choice in event["choices"]:
                 delta = choice["delta"]
-                self.is_cut = self.is_cut or choice.get("finish_reason") == "length"
+                if choice.get("finish_reason") == "length":
+                    self.fault = CUT
                 if "restart" in delta:
                     yield Piece("restart", "")
                 elif "reasoning_content" in delta:
@@ -180,8 +188,7 @@ def _reply(conversation: Conversation, text: str) -> str:
         reply = conversation.ask(text)
         for piece in reply:
             screen.show(piece)
-        if reply.is_cut:
-            remark = "unfinished: raise --max-tokens"
+        remark = reply.fault
     except KeyboardInterrupt:
         remark = "stopped"
     screen.end(remark)
@@ -234,7 +241,7 @@ def _inputs() -> Iterator[str]:
         yield from filter(None, (line.strip() for line in sys.stdin))
         return
     import_module("readline")  # gives input() its line editing
-    typer.secho(f"{NEW} forgets the conversation, Ctrl-C stops a reply, Ctrl-D ends", dim=True, err=True)
+    typer.secho(HELP, dim=True, err=True)
     while True:
         try:
             text = input("> ").strip()
@@ -244,5 +251,7 @@ def _inputs() -> Iterator[str]:
         except EOFError:
             typer.echo(err=True)
             return
-        if text:
+        if _COMMAND.fullmatch(text) and text != NEW:
+            typer.secho(HELP, dim=True, err=True)
+        elif text:
             yield text

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,9 @@ from typer.testing import CliRunner
 
 from ponder.cli import app
 from ponder.errors import UsageError
+from ponder.model.embedded import FOLDERS
+from ponder.recipe import load_recipe
+from ponder.run import RunFolder, StageRecord
 from ponder.serving import terminal
 from ponder.serving.generation import Wish
 from ponder.serving.models import ServedModel
@@ -60,6 +65,26 @@ def test_new_forgets_and_an_unfinished_reply_says_so(
     chat(conversation)
     assert "--max-tokens" in capsys.readouterr().err
     assert conversation.turns == []
+
+
+def test_a_reply_that_ends_while_it_thinks_is_not_blamed_on_its_length(
+    conversation: Conversation, script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script("<think>on and on")
+    say(monkeypatch, "hello")
+    chat(conversation)
+    assert "[it ended while it was thinking]" in capsys.readouterr().err
+
+
+def test_an_unknown_command_on_a_terminal_gets_the_help_and_not_a_reply(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = iter(["/help", "/new", "7/2?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(said, None) or (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert list(terminal._inputs()) == ["/new", "7/2?"]
+    assert capsys.readouterr().err.count("Ctrl-D ends") == 2
 
 
 def test_ctrl_c_stops_the_reply_and_the_chat_goes_on(
@@ -215,6 +240,24 @@ def test_the_command_answers_in_a_pipe(script: Script) -> None:
     assert (done.exit_code, done.stdout) == (0, "7\n")
     refused = CliRunner().invoke(app, ["chat", "no-such-model"])
     assert refused.exit_code == 4
+
+
+def test_a_model_may_be_named_by_its_run_and_stage(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    with run.lock():
+        zero = {"verb": "reinforce", "model": "mini", "tasks": {"countdown": {}}, "template": "mini"}
+        run.prepare(load_recipe({"name": "tiny", "stages": {"zero": zero}}))
+        run.set_record("zero", StageRecord(verb="reinforce", state="done"))
+    shutil.copytree(FOLDERS["mini-qwen"], run.stage_folder("zero") / "model")
+    monkeypatch.chdir(tmp_path)
+    script("7")
+    done = CliRunner().invoke(app, ["chat", "tiny:zero", "--no-thinking"], input="What is 3 + 4?\n")
+    assert (done.exit_code, done.stdout) == (0, "7\n")
+    refused = CliRunner().invoke(app, ["serve", "tiny:one"])
+    assert refused.exit_code == 2
+    assert "give one of zero" in refused.stderr
 
 
 def test_serving_beyond_this_machine_without_a_key_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
