@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from ponder.capacity.assumptions import parse_assumptions
 from ponder.capacity.estimate import estimate_recipe
 from ponder.capacity.hardware import parse_cluster
 from ponder.capacity.render import estimate_json, estimate_text
+from ponder.cluster.supervise import STOP_MARGIN_S, is_supervised, join_supervisor, supervise
 from ponder.doctor import Check, Needs, diagnose, needs_of, problems, summary_rows
 from ponder.errors import PonderError, RefusedError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark, is_benchmark
@@ -107,6 +109,10 @@ def run(
       ponder run r1-zero-mini --set stages.zero.steps=50 --set seed=1 --run runs/short
       ponder run my-recipe.yaml --to zero
     """
+    if is_supervised():
+        join_supervisor()
+    elif (loaded := parse_recipe(recipe, set_ or ())).cluster.kind == "ray":
+        raise typer.Exit(_run_supervised(loaded, default_run_dir(loaded) if run_dir is None else run_dir))
     result = run_recipe(recipe, set_ or (), run_dir, to=to, fresh=fresh, quiet=quiet)
     if not quiet:
         typer.echo(f"{result.path}: ran {_names(result.ran)}; unchanged {_names(result.cached)}", err=True)
@@ -775,6 +781,17 @@ def push(
 def main() -> None:
     """Run the command line of this process; never returns."""
     app(prog_name="ponder")
+
+
+def _run_supervised(recipe: Recipe, run_dir: Path) -> int:
+    """This command again, in a process that is started anew when it dies; returns its exit code."""
+    return supervise(
+        [sys.executable, "-m", "ponder", *sys.argv[1:]],
+        progress=RunFolder(run_dir).metrics_path,
+        max_restarts=recipe.cluster.max_restarts,
+        stop_s=recipe.stop_s + STOP_MARGIN_S,
+        say=lambda text: typer.echo(f"ponder: {text}", err=True),
+    )
 
 
 # --- from arguments ----------------------------------------------------------------------------------------------

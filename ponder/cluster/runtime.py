@@ -7,7 +7,6 @@ files in a short folder of its own, and ends with this process, however that end
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import math
 import os
@@ -16,13 +15,14 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ponder.cluster.processes import children, descendants, end_processes, scratch_folder
 from ponder.errors import UsageError
 from ponder.recipe import ClusterSettings
 
@@ -41,8 +41,6 @@ _EXIT_S = 10.0
 _LONGEST_FOLDER = 36
 """Characters: Ray's sockets lie 66 characters below its folder, and the system allows 107 in all."""
 
-_LOCK = "lock"
-
 
 class Runtime:
     """A connection to Ray, with the resources that the settings need. Close it, or use it in a `with`."""
@@ -58,7 +56,7 @@ class Runtime:
         import ray
 
         cpus, gpus = needs(settings, reward_models)
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, _sigterm_kept():
             if ray.is_initialized():  # by the program that calls Ponder, to which it belongs
                 pass
             elif settings.address is None:
@@ -111,16 +109,18 @@ def _start(stack: contextlib.ExitStack, cpus: float, weight_bytes: int) -> None:
     import ray
 
     folder = stack.enter_context(scratch_folder("ray", _LONGEST_FOLDER))
-    stack.callback(_stop_own)
-    ray.init(
-        num_cpus=max(1, math.ceil(cpus)),
-        include_dashboard=False,
-        object_store_memory=_store_bytes(weight_bytes),
-        log_to_driver=False,
-        configure_logging=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder),
-    )
+    before = children(os.getpid())
+    try:
+        ray.init(
+            num_cpus=max(1, math.ceil(cpus)),
+            include_dashboard=False,
+            object_store_memory=_store_bytes(weight_bytes),
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+        )
+    finally:
+        stack.callback(_stop, [pid for pid in children(os.getpid()) if pid not in before])
     _quiet_driver()
 
 
@@ -132,6 +132,17 @@ def _store_bytes(weight_bytes: int) -> int:
     return max(_MIN_STORE_BYTES, min(wanted, room))
 
 
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts; here it asks a stage to end its step and save it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
 def _quiet_driver() -> None:
     """Keep Ray's reports of dead workers out of the terminal: the pool says it in one sentence."""
     import ray._private.worker
@@ -139,12 +150,13 @@ def _quiet_driver() -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def _stop_own() -> None:
+def _stop(started: Sequence[int]) -> None:
+    """Leave Ray, and see to it that the processes that it was started with are gone, and all below them."""
     import ray
 
-    started = descendants(os.getpid(), "ray")
+    all_of_it = [pid for root in started for pid in (root, *descendants(root))]
     ray.shutdown()
-    end_processes(started, _EXIT_S)
+    end_processes(all_of_it, _EXIT_S)
 
 
 # --- joining -----------------------------------------------------------------------------------------------------
@@ -235,83 +247,3 @@ def _as_tensor(dtype: str, shape: tuple[int, ...], content: Any) -> Tensor:
 
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it cannot be written to
         return torch.frombuffer(content, dtype=getattr(torch, dtype)).view(shape)
-
-
-# --- folders and processes ---------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def scratch_folder(kind: str, longest: int | None = None) -> Iterator[Path]:
-    """A temporary folder that goes at the end; one whose process was killed goes when the next is made.
-
-    `longest` bounds its path's length, in characters.
-    """
-    prefix = f"ponder-{kind}-"
-    parent = tempfile.gettempdir()
-    if longest is not None and len(parent) + len(prefix) + 9 > longest:
-        parent = "/tmp"
-    for old in Path(parent).glob(f"{prefix}*"):
-        _remove_if_dead(old)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    with open(folder / _LOCK, "w") as lock:
-        # a record lock: processes that inherit the file do not inherit it
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_if_dead(folder: Path) -> None:
-    try:
-        with open(folder / _LOCK, "r+") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # in use, somebody else's, or just being made
-        return
-
-
-def descendants(pid: int, named: str = "") -> list[int]:
-    """Processes below a process whose command line holds `named` (or that are below one such), parents first.
-
-    Empty where there is no /proc.
-    """
-    found: list[int] = []
-    for child in _children(pid):
-        if not named or named in _command_line(child):
-            found += [child, *descendants(child)]
-        else:
-            found += descendants(child, named)
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        threads = Path(f"/proc/{pid}/task").iterdir()
-        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    return []
-
-
-def _command_line(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
-
-
-def end_processes(pids: list[int], patience_s: float) -> None:
-    """Wait for processes to end, and kill those that have not by then."""
-    deadline = time.monotonic() + patience_s
-    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for pid in filter(_is_alive, pids):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process runs: neither gone nor a zombie that waits for its parent."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")

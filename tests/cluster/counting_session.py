@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +12,21 @@ from typing import Any
 from ponder.errors import UsageError
 from ponder.rollout.base import Completion, Finished, Request, Sampling, stream_seed
 
+HANG = -1
+"""In place of a signal: the session's thread sleeps for good, while its process goes on answering."""
+
 
 @dataclass
 class CountingSession:
     """Each sample of a request has as many tokens as its stream's seed says, 1 to `max_tokens`; a token is the number
     of sequences that were live when it was drawn, so that the composition of the batch shows.
 
-    While the file `trap` exists, whoever deletes it first gets the signal `by` (or exits, for 0) at a third step.
+    Whoever deletes the file `trap`, at a third step, does what it says: gets the signal of that number, exits (0) or
+    hangs (`HANG`).
     """
 
-    step_s: float = 0.0
     trap: Path | None = None
-    by: int = signal.SIGKILL
+    step_s: float = 0.0
     version: int = -1
     asked: int = 0
     live: list[tuple[int, int, int, Completion]] = field(default_factory=list)
@@ -68,13 +70,13 @@ class CountingSession:
         pass
 
     def _fall_into_trap(self) -> None:
-        if self.trap is None:
+        if self.trap is None or not self.trap.exists():
             return
-        try:
-            self.trap.unlink()
-        except FileNotFoundError:
-            return
-        if self.by:
-            os.kill(os.getpid(), self.by)
+        by = int(self.trap.read_text())
+        self.trap.unlink()
+        if by == HANG:
+            time.sleep(3600)
+        elif by:
+            os.kill(os.getpid(), by)
         else:
             os._exit(137)
