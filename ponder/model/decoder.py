@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -241,9 +242,15 @@ class Decoder(nn.Module):
     def compute_in(self, precision: Precision) -> None:
         """The arithmetic of training: weights, gradients and sums stay as they are (Micikevicius et al., 1710.03740).
 
-        Whoever calls `hidden` for an update does so within `torch.autocast` to `compute_dtype`.
+        Whoever calls `hidden` does so within `arithmetic`.
         """
         self.compute_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Within it `hidden` computes as `compute_in` says."""
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.head_weight.device.type, self.compute_dtype)
 
     def checkpoint_activations(self, enabled: bool) -> None:
         """Keep each layer's input only and compute the rest again in the backward pass (Chen et al., 1604.06174).

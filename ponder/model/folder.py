@@ -45,6 +45,11 @@ class LoadedModel:
     generation: dict[str, Any]
     """Content of generation_config.json; empty where there is none."""
 
+    def to(self, device: torch.device) -> LoadedModel:
+        """The same model, its weights on `device`."""
+        self.decoder.to(device)
+        return self
+
 
 def load_folder(path: str | Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Read a Hugging Face folder.

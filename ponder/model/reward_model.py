@@ -147,8 +147,9 @@ class RewardModel(nn.Module):
                 tokens += example.reply_ids
                 groups[-1][1].append(len(example.reply_ids))
                 ends.append(len(tokens) - 1)
-        packing = Packing.of_groups(groups)
-        hidden = self.decoder.hidden(torch.tensor(tokens), packing.positions, PackedAttention(packing))
+        device = self.decoder.head_weight.device
+        packing = Packing.of_groups(groups).to(device)
+        hidden = self.decoder.hidden(torch.tensor(tokens, device=device), packing.positions, PackedAttention(packing))
         scores: Tensor = self.head(hidden[ends]).squeeze(-1)
         return scores
 

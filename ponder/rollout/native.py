@@ -44,7 +44,8 @@ class KeyValueCache:
 
     def __init__(self, decoder: Decoder) -> None:
         c = decoder.config
-        self.keys = decoder.head_weight.new_empty(c.num_layers, 0, c.num_kv_heads, 0, c.head_dim)
+        dtype = decoder.compute_dtype or decoder.head_weight.dtype
+        self.keys = decoder.head_weight.new_empty(c.num_layers, 0, c.num_kv_heads, 0, c.head_dim, dtype=dtype)
         self.values = torch.empty_like(self.keys)
 
     def reserve_rows(self, rows: int) -> None:
@@ -143,9 +144,10 @@ def _prefill_together(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> l
     lengths = [len(p) for p in prompts]
     attention = _RecordingAttention(Packing.of_lengths(lengths).to(device))
     ids = torch.tensor([t for p in prompts for t in p], device=device)
-    hidden = decoder.hidden(ids, attention.packing.positions, attention)
     ends = torch.tensor(lengths, device=device).cumsum(0)
-    logits = F.linear(hidden[ends - 1], decoder.head_weight)
+    with decoder.arithmetic():
+        hidden = decoder.hidden(ids, attention.packing.positions, attention)
+        logits = F.linear(hidden[ends - 1], decoder.head_weight)
     keys = torch.stack(attention.keys).transpose(1, 2).split(lengths, dim=2)
     values = torch.stack(attention.values).transpose(1, 2).split(lengths, dim=2)
     return [ComputedPrompt(*parts) for parts in zip(keys, values, logits, strict=True)]
@@ -156,8 +158,9 @@ def decode_tokens(decoder: Decoder, cache: KeyValueCache, ids: Sequence[int], po
     device = decoder.head_weight.device
     tokens, places = torch.tensor(ids, device=device), torch.tensor(positions, device=device)
     cache.reserve(int(places.max()) + 1)
-    hidden = decoder.hidden(tokens, places, CachedAttention(cache, places))
-    return F.linear(hidden, decoder.head_weight)
+    with decoder.arithmetic():
+        hidden = decoder.hidden(tokens, places, CachedAttention(cache, places))
+        return F.linear(hidden, decoder.head_weight)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from ponder.evaluation.samplers import LocalSampler, Sampler, Wanted
 from ponder.evaluation.tables import as_text, extra_tables, result_tables, settings_text
 from ponder.model.load import load_model
 from ponder.model.parser import Split, prompt_tail, split_thinking
+from ponder.model.runtime import pick_device
 from ponder.progress import Reporter
 from ponder.recipe import EvaluateStage, SamplingSettings
 from ponder.rollout.base import FinishReason
@@ -142,7 +143,7 @@ class Evaluation:
     def _sampler(self, model: str) -> Sampler:
         if model in self.stage.endpoints:
             return EndpointSampler(self.stage.endpoints[model])
-        loaded = load_model(self.context.model_source(model))
+        loaded = load_model(self.context.model_source(model)).to(pick_device(self.context.recipe.device))
         engine = NativeEngine(loaded.decoder, loaded.tokenizer.decode)
         template = self.stage.templates.get(model, self.stage.template)
         return LocalSampler(engine, NativeEngine.name, loaded.tokenizer, template)

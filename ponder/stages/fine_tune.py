@@ -35,6 +35,7 @@ from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.load import load_model
 from ponder.model.lora import add_adapters, learnt_weights, load_learnt_weights, merged_decoder
 from ponder.model.replies import reply_text
+from ponder.model.runtime import pick_device
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
 from ponder.recipe import FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings, SourceSettings
@@ -127,7 +128,7 @@ class FineTuning:
         self.stage = stage
         self.context = context
         data = _open_data(stage, context)
-        self.model = _start(stage, data, context)
+        self.model = _start(stage, data, context).to(pick_device(context.recipe.device))
         if stage.lora is not None:
             add_adapters(self.model.decoder, stage.lora, context.seed)
         self.lesson = _lesson(stage, context, self.model, data)
@@ -431,7 +432,7 @@ def _teacher(reference: str, context: StageContext, tokenizer: Tokenizer) -> tup
 
     Raises `UsageError` when its tokenizer is not the student's: their probabilities would be of different things.
     """
-    teacher = load_model(context.model_source(reference))
+    teacher = load_model(context.model_source(reference)).to(pick_device(context.recipe.device))
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     if teacher.tokenizer.backend.get_vocab(with_added_tokens=True) != vocabulary:
         raise UsageError(f"on_policy.teacher {reference!r} must have the student's tokenizer, token for token")

@@ -31,6 +31,7 @@ from ponder.model.folder import save_folder
 from ponder.model.load import load_model
 from ponder.model.parser import prompt_tail
 from ponder.model.reward_model import load_reward_model
+from ponder.model.runtime import pick_device
 from ponder.recipe import AlgorithmSettings, Recipe, ReinforceStage
 from ponder.rewards import RewardContext, RewardModel, applies, score_rollouts
 from ponder.rollout.base import PoolEngine
@@ -226,13 +227,17 @@ class Reinforcement:
             # a first update is its own old policy; later ones must be told what it was
             parts = [self._with_old_logprobs(part) for part in parts]
         updates = self.trainer.policy_updates(parts)
+        for note in self.trainer.drain_notes():
+            self.context.reporter.warn(f"step {self.step + 1}: {note}")
         for part, update in enumerate(updates):
             _keep_ratios(groups[part::count], update)
         return updates
 
     def _load_reward_models(self) -> dict[str, RewardModel]:
         return {
-            name: load_reward_model(self.context.model_source(settings.model))
+            name: load_reward_model(self.context.model_source(settings.model)).to(
+                pick_device(self.context.recipe.device)
+            )
             for name, settings in self.stage.rewards.items()
             if settings.model is not None
         }
@@ -416,7 +421,8 @@ class Reinforcement:
             precision=recipe.precision,
             activation_checkpointing=recipe.activation_checkpointing,
         )
-        return LocalBackend(self.model, settings, keep_reference=self.algorithm.kl.beta > 0)
+        keep_reference = self.algorithm.kl.beta > 0
+        return LocalBackend(self.model.to(pick_device(recipe.device)), settings, keep_reference)
 
     def _open_feed(self) -> Feed:
         cluster, publish = self.context.recipe.cluster, self.backend.publish

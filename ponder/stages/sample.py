@@ -36,6 +36,7 @@ from ponder.evaluation.heldout import engine_sampling
 from ponder.model.folder import LoadedModel
 from ponder.model.load import load_model
 from ponder.model.parser import Split
+from ponder.model.runtime import pick_device
 from ponder.model.templates import render
 from ponder.recipe import SampleStage
 from ponder.rewards import JudgedCompletion, RolloutJudge, is_finished, status_shares
@@ -191,7 +192,8 @@ class Curation:
     @cached_property
     def _model(self) -> LoadedModel:
         """Loaded when a chunk is missing, and only then."""
-        return load_model(self.context.model_source(str(self.stage.model)))
+        loaded = load_model(self.context.model_source(str(self.stage.model)))
+        return loaded.to(pick_device(self.context.recipe.device))
 
     def _rollouts(self, problems: Sequence[Problem]) -> list[Rollout]:
         stage, tokenizer, context = self.stage, self._model.tokenizer, self.context

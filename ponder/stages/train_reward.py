@@ -43,6 +43,7 @@ from ponder.evaluation.metrics import Estimate
 from ponder.model.load import load_model
 from ponder.model.parser import split_thinking
 from ponder.model.reward_model import Norm, RewardModel, Scored, save_reward_model
+from ponder.model.runtime import pick_device
 from ponder.model.templates import template_hash
 from ponder.recipe import TrainRewardStage
 from ponder.run import StageContext
@@ -93,6 +94,7 @@ class RewardTraining:
         base = load_model(context.model_source(stage.model))
         part_padding_from_end(base)
         self.model = RewardModel.on(base, context.seed, kind=stage.kind, score=stage.score, template=stage.template)
+        self.model.to(pick_device(context.recipe.device))
         self.model.freeze(stage.frozen_layers)
         longest = self.model.decoder.config.max_positions
         if stage.max_tokens > longest:

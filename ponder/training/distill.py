@@ -25,7 +25,7 @@ def distill_step(
     """
     total = sum(len(e.reply_ids) for e in examples)
     loss = 0.0
-    for batch in micro_batches(examples, budget):
+    for batch in (batch.to(student.head_weight.device) for batch in micro_batches(examples, budget)):
         with torch.no_grad():
             target = _predicting(teacher, batch)
         divergences = token_reverse_kl(

@@ -43,7 +43,7 @@ def reward_step(
     """One optimizer step on the mean loss of `examples`, in micro-batches of at most `budget` rows."""
     # longer examples first, so that micro-batches hold similar lengths
     ordered = sorted(examples, key=lambda e: -e.num_tokens)
-    labels = torch.tensor([e.label for e in ordered])
+    labels = torch.tensor([e.label for e in ordered], device=model.decoder.head_weight.device)
     loss, right, start = 0.0, 0, 0
     for batch in micro_batches([e.replies for e in ordered], budget):
         scores = model.scores([reply for replies in batch for reply in replies]).view(len(batch), -1)

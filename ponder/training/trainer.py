@@ -16,6 +16,7 @@ from torch import Tensor
 from ponder.model.decoder import Decoder
 from ponder.model.lora import add_adapters, learnt_weights, load_learnt_weights, merged_weights
 from ponder.recipe import AlgorithmSettings, LoraSettings, OptimizerSettings
+from ponder.training.execution import Execution
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example, micro_batches
 from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step, supervised_step
@@ -87,6 +88,10 @@ class Trainer(Protocol):
         """Go back to what `save_state` returned. Raises `BrokenInputError` when a file is damaged or missing."""
         ...
 
+    def drain_notes(self) -> list[str]:
+        """What a person should know, such as that memory ran out and a step was repeated; told once."""
+        ...
+
     def close(self) -> None:
         """End processes and free memory."""
         ...
@@ -98,9 +103,12 @@ class LocalTrainer:
     def __init__(self, policy: Decoder, settings: TrainerSettings, keep_reference: bool = False) -> None:
         if settings.lora is not None:
             add_adapters(policy, settings.lora, settings.seed)
+        policy.compute_in(settings.precision)
+        policy.checkpoint_activations(settings.activation_checkpointing)
         self.policy = policy
         self.settings = settings
-        self.optimizer = Optimizer(policy, settings.optimizer, settings.total_steps)
+        self.execution = Execution(fp16=settings.precision == "fp16")
+        self.optimizer = Optimizer(policy, settings.optimizer, settings.total_steps, self.execution)
         self.reference = copy.deepcopy(policy) if keep_reference else None
         self._version = 0
 
@@ -155,6 +163,7 @@ class LocalTrainer:
             "version": self._version,
             "weights": learnt_weights(self.policy),
             "optimizer": self.optimizer.state_dict(),
+            "execution": self.execution.state_dict(),
         }
         if self.reference is not None:
             state["reference"] = learnt_weights(self.reference)
@@ -164,8 +173,13 @@ class LocalTrainer:
         self._version = state["version"]
         load_learnt_weights(self.policy, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.execution.load_state_dict(state["execution"])
         if self.reference is not None:
             load_learnt_weights(self.reference, state["reference"])
+
+    def drain_notes(self) -> list[str]:
+        notes, self.execution.notes = self.execution.notes, []
+        return notes
 
     def close(self) -> None:
         """Nothing is held that goes not by itself."""
