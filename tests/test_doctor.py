@@ -128,6 +128,12 @@ def test_torch_fits_the_machine(
     assert bool(check.advice) == (state != "ok")
 
 
+def test_a_build_without_cuda_is_of_no_use_on_a_node_whose_gpus_are_reserved(has: Any) -> None:
+    has([H100], CPU_TORCH)
+    assert machine.torch(Needs(place="ray cluster", shares=(Share("w", 1, 1, 1),))).state == "problem"
+    assert machine.torch(Needs(place="ray cluster", shares=(Share("w", 1, 0, 1),))).state == "warning"
+
+
 def test_gpus_are_read_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi = tmp_path / "nvidia-smi"
     rows = "NVIDIA H100 80GB HBM3, 570.124.06, 81559, 81000\\nNVIDIA H100 80GB HBM3, 570.124.06, 81559, 1000\\n"

@@ -73,7 +73,7 @@ def torch(needs: Needs) -> Check:
     if tuple(map(int, facts["version"].split(".")[:2])) < OLDEST_TORCH:
         return Check("torch", "problem", found, "install torch 2.9 or newer")
     if gpus and not facts["cuda"]:
-        worth: State = "problem" if needs.gpu_here else "warning"
+        worth: State = "problem" if needs.asks_for_gpus else "warning"
         return Check("torch", worth, f"{found}, beside a GPU", "install torch's CUDA build to use it (docs/install.md)")
     if gpus and not facts["available"]:
         advice = f"install a driver for CUDA {facts['cuda']}, or look whether CUDA_VISIBLE_DEVICES hides the GPUs"

@@ -58,6 +58,11 @@ class Needs:
     """Whether programs written by a model are judged."""
 
     @property
+    def asks_for_gpus(self) -> bool:
+        """Whether any machine must have a GPU."""
+        return self.gpu_here or any(share.gpus for share in self.shares)
+
+    @property
     def weight_bytes(self) -> int:
         """fp32 weights of the largest model that is trained; 0 where unknown."""
         return max(self.trained_bytes, default=0)
