@@ -18,6 +18,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 DESKTOP, PHONE = (1280, 860), (390, 780)
+TALL = (1280, 1020)
+"""Shows a long search to its answer."""
+
 MAX_BYTES = 200_000
 """A picture may not be larger: pages of docs must load fast."""
 
@@ -112,22 +115,19 @@ def take_chat(camera: Camera, seed: int) -> None:
     with camera.page("/chat") as page:
         page.locator(".starter").first.wait_for()
         camera.take(page, "chat-start")
+    with camera.page("/chat", TALL) as page:
         set_seed(page, seed)
-        talk(page, replies=1)
-        page.locator("details.thinking summary").click()
+        talk(page, "Make a number", replies=1)
         camera.take(page, "chat")
-    with camera.page("/chat") as page:
+    with camera.page("/chat", TALL) as page:
         set_seed(page, seed)
         page.locator(".lineups button").first.click()
-        talk(page, replies=3)
-        for summary in page.locator("details.thinking summary").all():
-            summary.click()
+        talk(page, "Make a number", replies=3)
         page.locator(".scroller").evaluate("box => box.scrollTop = 0")
         camera.take(page, "chat-compare")
     with camera.page("/chat", PHONE, "dark") as page:
         set_seed(page, seed)
-        talk(page, replies=1)
-        page.locator("details.thinking summary").click()
+        talk(page, "Put in parentheses", replies=1)
         camera.take(page, "chat-phone")
 
 
@@ -138,10 +138,12 @@ def set_seed(page: Page, seed: int) -> None:
     page.get_by_role("button", name="Done", exact=True).click()
 
 
-def talk(page: Page, replies: int) -> None:
-    """Ask the first starter and wait for the replies."""
-    page.locator(".starter").first.click()
+def talk(page: Page, starter: str, replies: int) -> None:
+    """Ask a starter, wait for the replies and unfold their thinking."""
+    page.get_by_role("button", name=starter).click()
     page.get_by_role("button", name="Regenerate", exact=True).nth(replies - 1).wait_for()
+    for summary in page.locator("details.thinking summary").all():
+        summary.click()
 
 
 @contextmanager
