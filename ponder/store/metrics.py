@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ponder.errors import BrokenInputError
 from ponder.recipe import StoreSettings
@@ -122,7 +122,8 @@ class MetricsLog:
 
     def _resume_clock(self) -> None:
         """Set the clock's zero so that `elapsed` goes on where the last kept line left it."""
-        done = max((line.get("elapsed", 0.0) for line in read_metrics(self.path, self.stage)), default=0.0)
+        lines = (line for line in _lines(self.path) if line["stage"] == self.stage)
+        done = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
         self._zero = time.time() - done
 
 
@@ -138,12 +139,16 @@ def read_metrics(path: Path, stage: str | None = None) -> list[Line]:
 
 def edit_metrics(path: Path, change: Callable[[Line], Line | None]) -> None:
     """Pass every line through `change` (None drops it) and replace the file at once."""
-    if not path.exists():
-        return
-    old = list(_lines(path))
-    new = [kept for kept in map(change, (dict(line) for line in old)) if kept is not None]
-    if new != old:
-        atomic_write(path, b"".join(map(_encode, new)))
+    if any(change(dict(line)) != line for line in _lines(path)):
+        _replace(path, (kept for line in _lines(path) if (kept := change(line)) is not None))
+
+
+def _replace(path: Path, lines: Iterable[Line]) -> int:
+    """Put these lines into the file's place; returns their bytes."""
+    content = io.BytesIO()
+    content.writelines(map(_encode, lines))
+    atomic_write(path, content.getvalue())
+    return content.tell()
 
 
 def thin_metrics(path: Path, target: int) -> int:
@@ -151,27 +156,35 @@ def thin_metrics(path: Path, target: int) -> int:
 
     Of the older half only every second step of training stays, or every fourth, eighth, ....
     """
-    lines = list(_lines(path))
-    older = len(lines) // 2
-    longest = max((line["step"] for line in lines), default=0)
-    stride = 1
-    while (size := sum(len(_encode(line)) for line in lines)) > target and stride <= longest:
-        stride *= 2
-        going = _off_stride(lines[:older], stride, ends={line["stage"]: place for place, line in enumerate(lines)})
-        lines, older = _without(lines, going), older - len(going)
-    atomic_write(path, b"".join(map(_encode, lines)))
-    return size
+    entries = [_Entry(line["stage"], line["step"], len(_encode(line)), _is_ordinary(line)) for line in _lines(path)]
+    return _replace(path, _without(_lines(path), _off_stride(entries, target)))
 
 
-def _off_stride(lines: Sequence[Line], stride: int, ends: Mapping[str, int]) -> set[int]:
-    """Places of the lines of training that may go; `ends` is the place of each stage's last line, which may not."""
+class _Entry(NamedTuple):
+    """What thinning must know of a line: the lines themselves may be too many to be held at once."""
+
+    stage: str
+    step: int
+    num_bytes: int
+    ordinary: bool
+
+
+def _off_stride(entries: Sequence[_Entry], target: int) -> set[int]:
+    """Places of the lines that go: those of the older half that lie off the smallest stride that is enough."""
+    ends = {entry.stage: place for place, entry in enumerate(entries)}
     begun: set[str] = set()
+    candidates: list[int] = []
+    for place, entry in enumerate(entries[: len(entries) // 2]):
+        if entry.ordinary and entry.stage in begun and place != ends[entry.stage]:
+            candidates.append(place)
+        begun.add(entry.stage)
     going: set[int] = set()
-    for place, line in enumerate(lines):
-        stage = line["stage"]
-        if stage in begun and place != ends[stage] and line["step"] % stride and _is_ordinary(line):
-            going.add(place)
-        begun.add(stage)
+    size, stride, longest = sum(e.num_bytes for e in entries), 1, max((e.step for e in entries), default=0)
+    while size > target and stride <= longest:
+        stride *= 2
+        more = {place for place in candidates if entries[place].step % stride} - going
+        size -= sum(entries[place].num_bytes for place in more)
+        going |= more
     return going
 
 
@@ -181,18 +194,16 @@ def _is_ordinary(line: Line) -> bool:
     return _TRAINED in line and not special
 
 
-def _without(lines: Sequence[Line], going: Collection[int]) -> list[Line]:
+def _without(lines: Iterable[Line], going: Collection[int]) -> Iterator[Line]:
     """The other lines; what a line that goes has counted is counted by its stage's next one."""
     carried: dict[str, Counter[str]] = {}
-    kept: list[Line] = []
     for place, line in enumerate(lines):
         counts = carried.pop(line["stage"], Counter())
         if place in going:
             counts.update({name: value for name, value in line.items() if name.startswith(_COUNTS) and value})
             carried[line["stage"]] = counts
         else:
-            kept.append({**line, **{name: count + (line.get(name) or 0) for name, count in counts.items()}})
-    return kept
+            yield {**line, **{name: count + (line.get(name) or 0) for name, count in counts.items()}}
 
 
 def series(lines: Iterable[Line], name: str) -> list[tuple[int, float]]:
