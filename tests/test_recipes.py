@@ -196,7 +196,7 @@ def check_sft(stage: FineTuneStage, batch: int) -> None:
 
 def test_all_students_differ_in_base_rate_and_positions_alone() -> None:
     def rest(student: str) -> dict[str, Any]:
-        recipe = recipe_named(f"r1-distill-{student}").model_dump(exclude={"name"})
+        recipe = recipe_named(f"r1-distill-{student}").model_dump(exclude={"name", "cluster"})
         base = recipe["stages"]["student"]
         base |= {"model": None, "max_positions": None, "optimizer": base["optimizer"] | {"lr": None}}
         return recipe
