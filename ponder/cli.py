@@ -286,7 +286,7 @@ def show(run: RunArgument, as_json: JsonFlag = False) -> None:
       ponder show r1-mini
       ponder show runs/short --json
     """
-    folder = _find_run(run)
+    folder = RunFolder.find(run)
     last = {name: lines[-1] for name in folder.manifest().stages if (lines := folder.metrics(name))}
     if as_json:
         manifest = folder.manifest().model_dump(mode="json")
@@ -316,7 +316,7 @@ def report(
       ponder report r1-zero-mini
       ponder report runs/short --out short.html
     """
-    folder = _find_run(run)
+    folder = RunFolder.find(run)
     from ponder.evaluation.report import write_report
 
     typer.echo(write_report(folder.path, folder.report_path if out is None else out))
@@ -469,7 +469,7 @@ def archive(
       ponder archive r1-zero-mini
       ponder archive r1-zero-mini --out /data/rollouts
     """
-    folder = _find_run(run)
+    folder = RunFolder.find(run)
     for part in archive_rollouts(folder.rollouts(), folder.path / "archive" if out is None else out):
         typer.echo(part)
 
@@ -795,10 +795,6 @@ def _run_supervised(recipe: Recipe, run_dir: Path) -> int:
 
 
 # --- from arguments ----------------------------------------------------------------------------------------------
-
-
-def _find_run(name: str) -> RunFolder:
-    return RunFolder.open(Path("runs") / name if not Path(name).exists() else name)
 
 
 def _folder(model: str) -> str:

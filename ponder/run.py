@@ -96,6 +96,17 @@ class RunFolder:
             raise UsageError(f"{path} is not a run folder: it has no manifest.json (`ponder ls` lists the runs)")
         return run
 
+    @classmethod
+    def find(cls, name: str) -> RunFolder:
+        """A run by its folder, or by its name below `runs/`; a folder that is no run does not stand in the way.
+
+        Raises `UsageError` when there is neither.
+        """
+        if cls(name).manifest_path.exists():
+            return cls(name)
+        below = cls(Path("runs") / name)
+        return below if below.manifest_path.exists() else cls.open(name if Path(name).exists() else below.path)
+
     @property
     def name(self) -> str:
         return self.path.resolve().name

@@ -92,6 +92,22 @@ def test_opening_what_is_no_run(tmp_path: Path, run: RunFolder) -> None:
         RunFolder.open(run.path).manifest()
 
 
+def test_a_run_is_found_by_its_name_though_an_export_of_that_name_lies_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = tmp_path / "runs" / "tiny"
+    below.mkdir(parents=True)
+    (below / "manifest.json").write_text("{}")
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder.find("tiny").path == Path("runs/tiny")
+    assert RunFolder.find("runs/tiny").path == Path("runs/tiny")
+    (tmp_path / "tiny" / "manifest.json").write_text("{}")
+    assert RunFolder.find("tiny").path == Path("tiny")
+    with pytest.raises(UsageError, match="runs/other is not a run folder"):
+        RunFolder.find("other")
+
+
 def test_a_run_folder_below_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     run = RunFolder(tmp_path / "file" / "r")

@@ -97,7 +97,7 @@ def find_origin(reference: str) -> Origin:
     path = Path(reference)
     run_name, colon, stage = reference.rpartition(":")
     if colon and not path.exists():
-        run = RunFolder.open(run_name if Path(run_name).exists() else Path("runs") / run_name)
+        run = RunFolder.find(run_name)
         path = run.stage_folder(stage) / "model"
         if not path.is_dir():
             models = [name for name in run.manifest().stages if (run.stage_folder(name) / "model").is_dir()]
