@@ -33,7 +33,7 @@ SIGN_OF_LIFE_S = 1.0
 MAX_LOG_BYTES = 1 << 20
 """The log is emptied where it has grown beyond this: only its end is ever read."""
 
-CPU_CACHE_BYTES = 4 << 30
+CPU_CACHE_BYTES = 2 << 30
 """Most bytes of keys and values on a CPU, unless the settings say otherwise; a GPU is shared out by `memory_share`."""
 
 CPU_SEQUENCES = 256
