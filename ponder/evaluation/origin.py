@@ -18,6 +18,8 @@ from ponder.run import Manifest, RunFolder, StageRecord
 APACHE = "apache-2.0"
 _LICENCE_FILES = re.compile(r"(?i)(licen[sc]e|copying|notice|use_policy)([._-].*)?")
 _MAX_FILE_BYTES = 1 << 20
+_REWARD = "reward.json"
+"""Lies beside the weights of a reward model."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ def find_origin(reference: str) -> Origin:
         run = RunFolder.find(run_name)
         path = run.stage_folder(stage) / "model"
         if not path.is_dir():
-            models = [name for name in run.manifest().stages if (run.stage_folder(name) / "model").is_dir()]
+            folders = {name: run.stage_folder(name) / "model" for name in run.manifest().stages}
+            models = [name for name, at in folders.items() if at.is_dir() and not (at / _REWARD).exists()]
             raise UsageError(
                 f"{run.path} holds no model of a stage {stage!r}: give one of {', '.join(models) or 'none'}"
             )
         reference = str(path)
-    if (path / "reward.json").exists():
+    if (path / _REWARD).exists():
         raise UsageError(f"{reference} is a reward model, which scores replies and writes none: name a policy")
     made = _made(path)
     name = path.stem if path.suffix == ".gguf" else path.absolute().name if path.exists() else reference

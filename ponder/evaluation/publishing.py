@@ -84,7 +84,7 @@ def push(folder: Path, repository: str, private: bool = True, api: Any = None) -
         raise UsageError("the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN") from error
     except HFValidationError as error:
         raise UsageError(f"{repository!r} is no name of a repository: give one such as someone/my-model") from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError.__bases__[0], OSError) as error:  # the base of all errors of the HTTP library that it uses
         reason = str(error).strip().splitlines()[0]
         raise PonderError(f"the Hub did not take {folder} as {repository}: {reason}") from error
     return str(address)

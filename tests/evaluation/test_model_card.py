@@ -344,6 +344,7 @@ def test_push_uploads_nothing_but_what_was_compared(exported: Path, tiny_model: 
 
 
 def test_what_the_hub_says_is_one_sentence(exported: Path) -> None:
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
     with pytest.raises(UsageError, match="hf auth login"):
@@ -353,6 +354,8 @@ def test_what_the_hub_says_is_one_sentence(exported: Path) -> None:
     with pytest.raises(PonderError, match=r"the Hub did not take .*: no route") as caught:
         push(exported, "me/model", api=FakeHub(ConnectionError("no route\nto host")))
     assert caught.value.exit_code == 1
+    with pytest.raises(PonderError, match="the Hub did not take"):
+        push(exported, "me/model", api=HfApi(endpoint="http://127.0.0.1:9", token="none"))
 
 
 @pytest.mark.parametrize(
