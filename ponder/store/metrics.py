@@ -4,8 +4,8 @@
 a resume. A number that is NaN or infinite is written as null, so that every line is valid JSON.
 
 The file has a cap. Beyond it the older half of the lines is thinned: every second step of training stays, or every
-fourth, and so on, so that a curve keeps its whole range, finest near its end. Evaluations, alarms and a stage's first
-and last line stay, and a line that goes leaves its counts of tokens to the next one: sums over a stage hold.
+fourth, and so on, so that a curve keeps its whole range, finest near its end. Evaluations and a stage's first and last
+line stay, alarms go last, and a line that goes leaves its counts of tokens to the next one: sums over a stage hold.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def thin_metrics(path: Path, target: int) -> int:
 
     Of the older half only every second step of training stays, or every fourth, eighth, ....
     """
-    entries = [_Entry(line["stage"], line["step"], len(_encode(line)), _is_ordinary(line)) for line in _lines(path)]
+    entries = [_Entry.of(line) for line in _lines(path)]
     return _replace(path, _without(_lines(path), _off_stride(entries, target)))
 
 
@@ -166,32 +166,44 @@ class _Entry(NamedTuple):
     stage: str
     step: int
     num_bytes: int
-    ordinary: bool
+    trained: bool
+    """Whether it is a line of training that measures nothing held out."""
+    alarmed: bool
+    """Whether a rule of the watchdog was broken."""
+
+    @classmethod
+    def of(cls, line: Line) -> _Entry:
+        trained = _TRAINED in line and not any("heldout" in name for name in line)
+        alarmed = any(name.startswith(_ALARMS) and value for name, value in line.items())
+        return cls(line["stage"], line["step"], len(_encode(line)), trained, alarmed)
 
 
 def _off_stride(entries: Sequence[_Entry], target: int) -> set[int]:
-    """Places of the lines that go: those of the older half that lie off the smallest stride that is enough."""
-    ends = {entry.stage: place for place, entry in enumerate(entries)}
-    begun: set[str] = set()
-    candidates: list[int] = []
-    for place, entry in enumerate(entries[: len(entries) // 2]):
-        if entry.ordinary and entry.stage in begun and place != ends[entry.stage]:
-            candidates.append(place)
-        begun.add(entry.stage)
+    """Places of the lines that go: those that lie off the smallest stride that is enough; alarms after all others."""
+    longest = max((entry.step for entry in entries), default=0)
+    size = sum(entry.num_bytes for entry in entries)
+    candidates = _may_go(entries)
     going: set[int] = set()
-    size, stride, longest = sum(e.num_bytes for e in entries), 1, max((e.step for e in entries), default=0)
-    while size > target and stride <= longest:
-        stride *= 2
-        more = {place for place in candidates if entries[place].step % stride} - going
-        size -= sum(entries[place].num_bytes for place in more)
-        going |= more
+    for alarmed in (False, True):
+        stride = 1
+        while size > target and stride <= longest:
+            stride *= 2
+            off = {p for p in candidates if entries[p].alarmed is alarmed and entries[p].step % stride} - going
+            size -= sum(entries[place].num_bytes for place in off)
+            going |= off
     return going
 
 
-def _is_ordinary(line: Line) -> bool:
-    """A line of training that measures nothing held out, and at which no rule of the watchdog was broken."""
-    special = any("heldout" in name or (name.startswith(_ALARMS) and value) for name, value in line.items())
-    return _TRAINED in line and not special
+def _may_go(entries: Sequence[_Entry]) -> list[int]:
+    """Places of the lines of training in the older half, but for each stage's first and last line."""
+    ends = {entry.stage: place for place, entry in enumerate(entries)}
+    begun: set[str] = set()
+    places: list[int] = []
+    for place, entry in enumerate(entries[: len(entries) // 2]):
+        if entry.trained and entry.stage in begun and place != ends[entry.stage]:
+            places.append(place)
+        begun.add(entry.stage)
+    return places
 
 
 def _without(lines: Iterable[Line], going: Collection[int]) -> Iterator[Line]:

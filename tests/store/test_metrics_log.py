@@ -163,6 +163,13 @@ def test_beyond_the_cap_training_is_thinned_and_evaluations_alarms_and_sums_stay
     assert all(value == step / 1000 for step, value in series(lines, "reward/mean"))
 
 
+def test_where_every_step_is_an_alarm_the_cap_holds_all_the_same(path: Path) -> None:
+    with closing(MetricsLog(path, "a", cap_mib=64 * KIB)) as log:
+        for step in range(2000):
+            log.write(step, {"grad/norm": 1.0, "watchdog/length": step})
+            assert path.stat().st_size <= 64 * 1024
+
+
 def test_a_resume_after_thinning_goes_on_as_if_it_had_not_happened(path: Path) -> None:
     with closing(MetricsLog(path, "a", cap_mib=64 * KIB)) as log:
         train_for(log, range(1, 400))
