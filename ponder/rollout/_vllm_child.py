@@ -107,7 +107,7 @@ class WeightsReader:
 
     def _pack_tied_head(self) -> None:
         """A head that is tied to the embedding has no tensor of its own, so the reload leaves its packed copy as it was
-        (vLLM 0.32 and 0.33)."""
+        (vLLM 0.32)."""
         from vllm.platforms import current_platform
 
         model: Any = self.model_runner.get_model()  # type: ignore[attr-defined]
