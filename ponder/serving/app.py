@@ -326,10 +326,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        # the first part says that it is the body; unions add the names of their branches
-        place = ".".join(map(str, first["loc"][1:]))
-        return ApiError(400, f"{place}: {first['msg']}", param=place or None).response()
+        return _invalid(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
@@ -339,3 +336,15 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> Response:
         return JSONResponse(error_body(500, "a defect of the server: see its log"), 500)
+
+
+def _invalid(errors: Sequence[Any]) -> ApiError:
+    """What is wrong with a body, by the path of the field; of a union's branches, the one that fits furthest."""
+    first = max(errors, key=lambda error: len(error["loc"]))
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    # the first part says that it is the body; unions add the names of their branches
+    place = ".".join(str(part) for part in first["loc"][1:] if str(part).replace("_", "").isalnum())
+    if not place:
+        return ApiError(400, "the body must be a JSON object, sent as Content-Type: application/json")
+    return ApiError(400, f"{place}: {first['msg']}", param=place)

@@ -149,7 +149,7 @@ class ChatRequest(Sampled):
             refused["response_format"] = "only the format text is supported"
         if self.top_logprobs is not None and not self.logprobs:
             refused["top_logprobs"] = "needs logprobs: true"
-        if any(message.reasoning_content is not None for message in self.messages):
+        if any(message.reasoning_content for message in self.messages):
             refused["messages"] = "reasoning_content must not be sent back: remove it from the messages"
         if self.messages[-1].role == "assistant":
             refused["messages"] = "the last message must not be the assistant's: a reply begins anew"

@@ -228,6 +228,28 @@ def test_what_cannot_be_done_is_refused_by_name(client: TestClient, fields: dict
     assert named in f"{error['param']} {error['message']}"
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"model": ', "the body is no JSON: Expecting value at character 10"),
+        ("[1]", "the body must be a JSON object, sent as Content-Type: application/json"),
+        (
+            json.dumps({"model": "m", "messages": []}),
+            "messages: List should have at least 1 item after validation, not 0",
+        ),
+        (
+            json.dumps({"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "messages.0.content.0.type: Input should be 'text'",
+        ),
+        (json.dumps({"model": "m", "messages": [{"role": "user"}], "stop": 5}), "stop: Input should be a valid"),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_told_where(client: TestClient, body: str, message: str) -> None:
+    response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
+
+
 def test_half_a_character_in_the_request_is_refused(client: TestClient) -> None:
     body = json.dumps(ask()).replace("What", "\\ud800")
     headers = {"content-type": "application/json"}
@@ -298,3 +320,30 @@ def test_open_webui_lists_models_and_streams(serve: Serve, script: Script) -> No
             "max_completion_tokens": 1000,
         }
         assert client.post("/v1/chat/completions", json=title).json()["choices"][0]["message"]["content"] == "It is 7."
+
+
+def test_librechat_fetches_models_and_streams(serve: Serve, script: Script) -> None:
+    """Its documented default parameters, with the name that a preset adds to messages."""
+    with serve(api_key="k") as client:
+        client.headers["Authorization"] = "Bearer k"
+        assert client.get("/v1/models").json()["object"] == "list"
+        script(THOUGHT)
+        request = {
+            "model": "mini-qwen",
+            "temperature": 1,
+            "top_p": 1,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "user": "65f0c0ffee",
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "messages": [
+                {"role": "system", "content": "Be kind.", "name": "Ponder"},
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "Hello.", "name": "Ponder", "reasoning_content": ""},
+                {"role": "user", "content": "What is 3 + 4?"},
+            ],
+        }
+        said = joined(events(client.post("/v1/chat/completions", json=request)))
+        assert said["content"] == "It is 7."
+        assert said["reasoning_content"].startswith("3 and 4")
