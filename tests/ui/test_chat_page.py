@@ -415,12 +415,26 @@ def test_conversations_are_renamed_exported_and_deleted(
     assert text == "# Sums\n\n## You\n\n2+2?\n\n## mini\n\n> 2+2\n> is 4\n\nFour.\n"
     with chat.page.expect_download() as downloading:
         choose("Export JSON", "Sums")
-    assert json.loads(downloading.value.path().read_text()) == chat.stored()[0]
+    exported = downloading.value.path().read_text()
+    assert json.loads(exported) == chat.stored()[0]
     choose("Delete", "Sums")
     assert len(chat.stored()) == 1  # it asks first
     chat.button("Really delete?").click()
     assert chat.stored() == []
     expect(chat.page.get_by_role("heading", name="What shall we think about?")).to_be_visible()
+
+    def take_in(text: str) -> None:
+        file = {"name": "sums.json", "mimeType": "application/json", "buffer": text.encode()}
+        chat.page.get_by_label("A conversation as JSON").set_input_files(files=[file])
+
+    take_in(exported)
+    expect(chat.answer).to_have_text("Four.")
+    take_in(exported)  # it lies beside the first
+    chat.page.wait_for_function(
+        "Object.keys(localStorage).filter((key) => key.startsWith('ponder.chat.')).length === 2"
+    )
+    take_in('{"id": 5}')
+    expect(chat.page.get_by_text("sums.json is no conversation")).to_be_visible()
 
 
 BROKEN = {

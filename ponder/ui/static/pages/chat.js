@@ -12,6 +12,7 @@ import { sends, tool, turnView } from "./chat/turn.js";
 
 const LONGEST_TITLE = 60;
 const AT_BOTTOM_PX = 48;
+const LARGEST_IMPORT = 20_000_000;
 
 // one for as long as the page lives: replies under way belong to its conversations
 const store = new Store(undefined, () => toast("The browser has no room for more conversations: export and delete some"));
@@ -44,6 +45,7 @@ class ChatPage {
       { class: "side", id: "conversations", "aria-label": "Conversations" },
       h("button", { type: "button", class: "new", onclick: () => this.open() }, icon("plus"), "New chat"),
       this.list,
+      this.buildImport(),
     );
     this.choice = h("div", { class: "choice" });
     this.turns = h("div", { class: "turns" });
@@ -66,6 +68,19 @@ class ChatPage {
         this.status,
       ),
     );
+  }
+
+  /** Takes conversations back that were exported as JSON. */
+  buildImport() {
+    const files = h("input", { type: "file", accept: ".json,application/json", hidden: true, "aria-label": "A conversation as JSON" });
+    files.addEventListener("change", async () => {
+      const [file] = files.files;
+      files.value = ""; // so that the same one can be chosen again
+      const conversation = file.size <= LARGEST_IMPORT ? store.adopt(await file.text()) : null;
+      if (conversation) this.open(conversation.id);
+      else toast(`${file.name} is no conversation that was exported here as JSON`);
+    });
+    return h("div", {}, h("button", { type: "button", class: "plain small muted", onclick: () => files.click() }, "Import a conversation"), files);
   }
 
   buildComposer() {

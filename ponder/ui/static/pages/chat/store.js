@@ -56,6 +56,16 @@ export class Store {
     this.#write(PREFIX + conversation.id, conversation);
   }
 
+  /** Keeps a conversation that was exported as JSON, beside one that has its id; returns it, or null for what is none. */
+  adopt(json) {
+    const conversation = readConversation(parsed(json));
+    if (!conversation) return null;
+    if (this.get(conversation.id)) conversation.id = newId();
+    conversation.updated = Date.now();
+    this.save(conversation);
+    return conversation;
+  }
+
   remove(id) {
     this.#conversations.delete(id);
     this.#toldFull = false;
