@@ -297,15 +297,17 @@ class RolloutPool:
 
     def _take(self, worker: _Worker, call: Any) -> str | None:
         """The answer to a call; returns why the worker is lost, if it is."""
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
         worker.waited = 0.0
         try:
             answer = self._ray.get(call)
         except RayTaskError as error:
-            return self._failed(worker, error)
+            return self._failed(worker, error.cause, error)
         except RayError as error:  # of the process, its node, or the network between
-            return f"is gone ({_reason(error)})"
+            if call is worker.loading and isinstance(error, ObjectLostError):
+                return self._failed(worker, error, error)
+            return f"is gone ({reason_of(error)})"
         if call is worker.report:
             worker.report = None
             self._keep(worker, answer)
@@ -327,11 +329,10 @@ class RolloutPool:
         for assignment in worker.owes.values():
             assignment.begun = time.monotonic()
 
-    def _failed(self, worker: _Worker, error: Any) -> str:
+    def _failed(self, worker: _Worker, cause: BaseException, error: Exception) -> str:
         """What a session raised: raised here, unless another worker can mend it."""
         from ray.exceptions import ObjectLostError
 
-        cause = error.cause
         if isinstance(cause, ObjectLostError):
             raise LostWorkersError(
                 f"rollout worker {worker.number} ({worker.where}) cannot get the weights of policy {self._version}: "
@@ -391,7 +392,7 @@ class RolloutPool:
                 batch.on_finished(finished)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What Ray says of a death, without its advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "creation task" in lines[0]:  # followed by a traceback

@@ -93,10 +93,13 @@ def _require_ray() -> None:
 def _set_environment(own: bool) -> None:
     """What Ray reads when it is imported, and the processes that it starts when they are."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # calls to workers that are replaced fail without anybody waiting
     # workers that reserve no GPU see none: say so before Ray warns that it will
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     if own:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which makes Ray listen on the loopback address only
+        # else Ray's workers yield to every other process, the driver included
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
     if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray would keep one in the home folder

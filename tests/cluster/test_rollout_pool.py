@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ pytest.importorskip("ray")
 from counting_session import HANG, CountingSession
 
 from ponder.cluster.rollout_pool import PoolStatistics, RolloutPool
-from ponder.cluster.runtime import Runtime, as_arrays
+from ponder.cluster.runtime import Runtime
 from ponder.errors import BrokenInputError, InterruptedRunError, LostWorkersError, UsageError
 from ponder.recipe import ClusterSettings
 from ponder.rollout.base import Completion, Finished, Request, Sampling
@@ -214,14 +213,12 @@ def test_batches_are_finished_in_any_order_and_forgotten_without_a_trace(
 
 def test_weights_that_died_with_their_owner_send_the_stage_back(pool: RolloutPool) -> None:
     import ray
+    from ray.exceptions import OwnerDiedError
 
-    class Trainer:
-        def publish_ref(self) -> list[Any]:
-            return [ray.put(as_arrays({"w": torch.zeros(1 << 20)}))]
+    def lost() -> None:
+        raise OwnerDiedError("00", None, "")
 
-    trainer: Any = ray.remote(Trainer).options(num_cpus=0).remote()
-    (reference,) = ray.get(trainer.publish_ref.remote())
-    ray.kill(trainer)
+    reference = ray.remote(lost).options(num_cpus=0, max_retries=0).remote()
     with pytest.raises(LostWorkersError, match="weights of policy 2"):
         pool.publish(2, reference, wait=True)
     pool.forget()

@@ -1,0 +1,111 @@
+"""A reward model in a process of its own, behind the `RewardModel` protocol.
+
+It has no state but its weights, so a worker that dies or falls silent is replaced, and asked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ponder.cluster.rollout_pool import reason_of
+from ponder.errors import InterruptedRunError, PonderError
+from ponder.recipe import ClusterSettings
+from ponder.rewards import RewardModel
+
+_CALLS = 4
+"""Calls that a worker answers at once: one that scores, and those that ask whether it lives."""
+
+_BEAT_S = 5.0
+_SLICE_S = 1.0
+
+
+class RewardWorker:
+    """Holds a reward model. Plain Python; Ray runs its methods in several threads."""
+
+    def __init__(self, model: RewardModel, threads: int) -> None:
+        import torch
+
+        self._model = model
+        self._scorer = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+
+    def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
+        """See `RewardModel`."""
+        return self._scorer.submit(self._model.score_replies, prompts, replies).result()
+
+    def is_alive(self) -> None:
+        """Answers while the model is at work."""
+
+
+class SeparateRewardModel:
+    """The driver's side of a reward worker: a `RewardModel`."""
+
+    def __init__(self, name: str, model: RewardModel, settings: ClusterSettings, warn: Callable[[str], None]) -> None:
+        """Start the worker of the reward `name`; Ray runs already. `warn` hears when it is replaced."""
+        import ray
+
+        self._ray = ray
+        self._name = name
+        self._settings = settings
+        self._warn = warn
+        self._model = ray.put(model)
+        self._actor = self._start()
+        self.restarts = 0
+
+    def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
+        """See `RewardModel`. Raises what the model raises, and `InterruptedRunError` beyond `max_restarts`."""
+        while True:
+            scores, why = self._ask(prompts, replies)
+            if scores is not None:
+                return scores
+            self._replace(f"the worker of the reward {self._name!r} {why}", len(replies))
+
+    def close(self) -> None:
+        """End the worker."""
+        self._ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        remote: Any = self._ray.remote(RewardWorker)
+        return remote.options(num_cpus=1, max_concurrency=_CALLS).remote(self._model, self._settings.rollout.threads)
+
+    def _ask(self, prompts: list[str], replies: list[str]) -> tuple[list[float] | None, str]:
+        """The scores, or why there are none."""
+        from ray.exceptions import RayError, RayTaskError
+
+        limits = self._settings.deadlines
+        begun, silent, allowed = time.monotonic(), 0.0, limits.start_s
+        scores, beat = self._actor.score_replies.remote(prompts, replies), self._actor.is_alive.remote()
+        try:
+            while True:
+                looked = time.monotonic()
+                answered, _ = self._ray.wait([scores, beat], num_returns=1, timeout=_SLICE_S)
+                if scores in answered:
+                    found: list[float] = self._ray.get(scores)
+                    return found, ""
+                if beat in answered:
+                    self._ray.get(beat)
+                    silent, allowed = 0.0, limits.silent_s
+                    time.sleep(min(_BEAT_S, limits.silent_s / 4))
+                    beat = self._actor.is_alive.remote()
+                # a driver that was itself stopped for a while must not take that for the worker's silence
+                silent += min(time.monotonic() - looked, 2 * _SLICE_S)
+                if silent > allowed:
+                    return None, f"was silent for {allowed:g} s while the driver waited for {len(replies)} scores"
+                if time.monotonic() - begun > limits.rollout_s:
+                    return None, f"has owed {len(replies)} scores for {limits.rollout_s:g} s (rollout_s)"
+        except RayTaskError as error:
+            if isinstance(error.cause, PonderError):
+                raise error.cause from error
+            raise RuntimeError(f"the worker of the reward {self._name!r}: {error}") from error
+        except RayError as error:
+            return None, f"is gone ({reason_of(error)})"
+
+    def _replace(self, what: str, missing: int) -> None:
+        self.restarts += 1
+        if self.restarts > self._settings.max_restarts:
+            raise InterruptedRunError(f"{what}, and cluster.max_restarts ({self._settings.max_restarts}) is used up")
+        self._warn(f"{what}: replaced, its {missing} scores are asked for again")
+        self._ray.kill(self._actor)
+        self._actor = self._start()
