@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -268,9 +268,12 @@ def ls(
         return
     table = _table("run", "recipe", "stages")
     for entry in runs:
-        manifest = entry.manifest()
-        states = ", ".join(f"{name} {record.state}" for name, record in manifest.stages.items() if "." not in name)
-        table.add_row(entry.name, manifest.recipe, states)
+        try:
+            manifest = entry.manifest()
+        except PonderError as error:  # the others are listed all the same
+            table.add_row(entry.name, "", str(error))
+        else:
+            table.add_row(entry.name, manifest.recipe, _states(manifest.stages))
     Console().print(table if runs else f"no runs in {folder}")
     typer.echo(f"recipes: {', '.join(packaged_recipes()) or 'none'}")
 
@@ -936,6 +939,14 @@ def _plan_text(stage: StagePlan) -> str:
     return f"{stage.name}: " + "; ".join(parts)
 
 
+def _states(stages: Mapping[str, StageRecord]) -> str:
+    """How many stages are done, and by name those that are not."""
+    current = {name: record for name, record in stages.items() if "." not in name}  # a dot marks what was set aside
+    done = sum(record.state == "done" for record in current.values())
+    others = [f"{name} {record.state}" for name, record in current.items() if record.state != "done"]
+    return ", ".join([f"{done} of {len(current)} done", *others])
+
+
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
@@ -957,7 +968,7 @@ def _print_stages(run: RunFolder, last: dict[str, dict[str, Any]], console: Cons
 
 def _card_texts(card: dict[str, Any]) -> list[str]:
     """The counts of a data card, and why examples were dropped."""
-    counts = [f"{key} {value:,}" for key, value in card.items() if isinstance(value, int)]
+    counts = [f"{key} {value:,}" for key, value in card.items() if isinstance(value, int) and key != "seed"]
     dropped = [f"{reason} {count:,}" for reason, count in card.get("dropped", {}).items() if count]
     return [*counts, f"dropped: {', '.join(dropped)}"] if dropped else counts
 

@@ -3,6 +3,7 @@
 import json
 import resource
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -145,7 +146,12 @@ def test_ls_and_show(folder: Path) -> None:
     assert "no runs in runs" in ponder("ls").stdout
     ponder("run", "tiny.yaml")
     ponder("eval", "mini", "--on", "countdown", "--run", "runs/measured")
-    assert "zero done" in ponder("ls").stdout
+    (folder / "runs" / "broken").mkdir()
+    (folder / "runs" / "broken" / "manifest.json").write_text("{")
+    text = ponder("ls").stdout
+    assert "1 of 1 done" in text
+    assert "broken" in text
+    shutil.rmtree(folder / "runs" / "broken")
     listed = json.loads(ponder("ls", "--json").stdout)
     assert [run["recipe"] for run in listed["runs"]] == ["eval-mini", "tiny"]
     for name in ("tiny", "runs/tiny", str(folder / "runs" / "tiny")):

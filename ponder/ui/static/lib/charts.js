@@ -24,7 +24,7 @@ export const CHARTS = [
   },
   { title: "Held-out accuracy of the reward model", ...share, lines: [["heldout/accuracy/mean", "all", { band: true }]] },
   {
-    title: "Response length", note: "Tokens a completion, while training.", ...plain,
+    title: "Response length", note: "Tokens a completion, while training. What is cut is as long as the limit: its share has a curve of its own.", ...plain,
     lines: [["length/mean", "all", { noisy: true }], ["length/correct", "right", { noisy: true, colour: 3, alone: true }], ["length/wrong", "wrong", { noisy: true, colour: 2, alone: true }]],
   },
   {
