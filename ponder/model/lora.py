@@ -9,9 +9,13 @@ an export, gets whole matrices with the adapters merged in, under the decoder's 
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -178,9 +182,30 @@ def _adapted(decoder: Decoder) -> Iterable[tuple[str, Adapted]]:
     return ((name, module) for name, module in decoder.named_modules() if isinstance(module, Adapted))
 
 
+@cache
 def _bitsandbytes() -> Any:
     try:
-        import bitsandbytes
+        with _without_fetched_kernels():
+            import bitsandbytes
     except ImportError as error:
         raise UsageError('lora.quantise: nf4 needs bitsandbytes: pip install "ponder[qlora]"') from error
     return bitsandbytes
+
+
+@contextmanager
+def _without_fetched_kernels() -> Iterator[None]:
+    """On some processors its import would download compiled code from the Hub, if `kernels` is installed, and run it.
+
+    We need none of that, nor the warning that it is missing.
+    """
+    logger = logging.getLogger("bitsandbytes")
+    level, kernels = logger.level, sys.modules.get("kernels")
+    logger.setLevel(logging.ERROR)
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # as the import system writes "there is none"
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ponder.errors import UsageError
+from ponder.model import lora
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.model.fallback import FallbackDecoder
@@ -297,5 +300,25 @@ def test_other_architectures_are_refused() -> None:
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(lora, "_bitsandbytes", lora._bitsandbytes.__wrapped__)
     with pytest.raises(UsageError, match=r'pip install "ponder\[qlora\]"'):
         make_decoder(NF4)
+
+
+_LOADS_NF4 = """
+import sys
+from ponder.model import lora
+library = lora._bitsandbytes()
+assert library is lora._bitsandbytes()
+assert "kernels" not in sys.modules
+"""
+
+
+def test_bitsandbytes_fetches_no_code_from_the_hub(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "kernels.py").write_text("raise SystemExit('asked for code from the Hub')\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(repository)])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _LOADS_NF4],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
