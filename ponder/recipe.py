@@ -42,6 +42,11 @@ class SamplingSettings(Settings):
     stop: tuple[str, ...] = ()
     """Texts that end a completion, besides the model's own end token; they stay in it."""
 
+    @property
+    def filtered(self) -> bool:
+        """Whether tokens are drawn from less than the whole distribution."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
+
 
 class TaskSettings(Settings):
     """One source of problems: a generator by name, a reasoning-gym data set, or a file of problems with answers."""
@@ -811,20 +816,21 @@ class Recipe(Settings):
         return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _schedule_fits(self) -> Recipe:
-        schedule = self.cluster.schedule
-        if schedule != "synchronous" and self.cluster.kind == "local":
+    def _cluster_fits(self) -> Recipe:
+        schedule, local = self.cluster.schedule, self.cluster.kind == "local"
+        if schedule != "synchronous" and local:
             raise ValueError(
-                f"cluster.schedule `{schedule}` needs `cluster.kind: ray`: one process does one thing a time"
+                f"cluster.schedule `{schedule}` needs `cluster.kind: ray`, where one samples and one trains"
             )
         for name, stage in self.stages.items():
-            if (
-                schedule != "synchronous"
-                and isinstance(stage, ReinforceStage)
-                and stage.algorithm.dynamic_sampling_retries
-            ):
+            if not isinstance(stage, ReinforceStage):
+                continue
+            if stage.algorithm.dynamic_sampling_retries and schedule != "synchronous":
+                raise ValueError(f"stages.{name}: `dynamic_sampling_retries` needs `cluster.schedule: synchronous`")
+            if stage.sampling.filtered and self.cluster.rollout.engine == "vllm" and not local:
                 raise ValueError(
-                    f"stages.{name}.algorithm.dynamic_sampling_retries needs `cluster.schedule: synchronous`"
+                    f"stages.{name}.sampling: vLLM has no log-probabilities before top-p and top-k, which training "
+                    "needs: set top_p to 1 and top_k to 0, or cluster.rollout.engine to native"
                 )
         return self
 

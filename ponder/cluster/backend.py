@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ponder.model.decoder import Decoder
 from ponder.model.folder import LoadedModel
 from ponder.model.lora import merged_decoder
+from ponder.rewards import RewardModel
 from ponder.rollout.base import Engine
 from ponder.rollout.native import NativeEngine
 from ponder.training.trainer import LocalTrainer, Trainer, TrainerSettings
@@ -38,6 +40,10 @@ class Backend(Protocol):
         """The trained model, whole, to be saved; adapters are merged in."""
         ...
 
+    def separate(self, name: str, model: RewardModel) -> RewardModel:
+        """The reward `name`'s model in a process of its own where the settings ask for it, else itself."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """What this step cost besides computing: see docs/metrics.md."""
         ...
@@ -50,8 +56,11 @@ class Backend(Protocol):
 class LocalBackend:
     """One process samples and trains the same weights."""
 
-    def __init__(self, model: LoadedModel, settings: TrainerSettings, keep_reference: bool) -> None:
-        self.trainer = LocalTrainer(model.decoder, settings, keep_reference)
+    def __init__(
+        self, model: LoadedModel, settings: TrainerSettings, keep_reference: bool, tell: Callable[[str], None]
+    ) -> None:
+        """`tell` hears what a person should know."""
+        self.trainer = LocalTrainer(model.decoder, settings, keep_reference, tell)
         self.engine = NativeEngine(model.decoder, model.tokenizer.decode)
 
     def publish(self) -> None:
@@ -62,6 +71,9 @@ class LocalBackend:
 
     def policy(self) -> Decoder:
         return merged_decoder(self.trainer.policy)
+
+    def separate(self, name: str, model: RewardModel) -> RewardModel:
+        return model
 
     def metrics(self) -> dict[str, float]:
         return {}

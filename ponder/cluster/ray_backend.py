@@ -49,8 +49,6 @@ class RayBackend:
         `reward_models` is how many `separate` will be asked for. Raises `UsageError` for what Ray, the engine or the
         trainers cannot do, `InterruptedRunError` when workers or ranks do not start.
         """
-        if isinstance(model.decoder, FallbackDecoder):
-            raise UsageError("cluster: ray is for Llama, Qwen2 and Qwen3 models alone: set cluster: local")
         self._model = model
         self._cluster = cluster
         self._warn = warn
@@ -58,8 +56,7 @@ class RayBackend:
         size = sum(weight.numel() * weight.element_size() for weight in weights.values())
         with ExitStack() as stack:
             stack.enter_context(Runtime(cluster, size, reward_models))
-            sessions = _sessions(model, cluster, settings.precision)
-            self.engine = RolloutPool(sessions, cluster, warn)
+            self.engine = open_pool(model, cluster, settings.precision, warn)
             stack.callback(self.engine.close)
             self.trainer = TrainerGroup(model.config, weights, settings, cluster, keep_reference, warn)
             stack.callback(self.trainer.close)
@@ -86,7 +83,9 @@ class RayBackend:
         return decoder
 
     def separate(self, name: str, model: RewardModel) -> RewardModel:
-        """The reward `name`'s model in a worker of its own, as long as the backend lives."""
+        """See `Backend`."""
+        if self._cluster.reward_models == "shared":
+            return model
         worker = SeparateRewardModel(name, model, self._cluster, self._warn)
         self._stack.callback(worker.close)
         return worker
@@ -108,6 +107,16 @@ class RayBackend:
 
     def _costs(self) -> tuple[float, float]:
         return float(self.engine.statistics.restarts), self.engine.statistics.waited_s
+
+
+def open_pool(
+    model: LoadedModel, cluster: ClusterSettings, precision: Precision, warn: Callable[[str], None]
+) -> RolloutPool:
+    """Rollout workers for a model, which sample once weights are published; Ray runs already. Raises as `RolloutPool`,
+    and `UsageError` for an architecture that workers cannot hold."""
+    if isinstance(model.decoder, FallbackDecoder):
+        raise UsageError("cluster: ray is for Llama, Qwen2 and Qwen3 models alone: set cluster: local")
+    return RolloutPool(_sessions(model, cluster, precision), cluster, warn)
 
 
 def _sessions(model: LoadedModel, cluster: ClusterSettings, precision: Precision) -> Callable[[], Session]:

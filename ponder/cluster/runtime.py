@@ -100,9 +100,19 @@ def _set_environment(own: bool) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which makes Ray listen on the loopback address only
         # else Ray's workers yield to every other process, the driver included
         os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
-    if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if not own and _has_token():  # Ray asks for it by default, but does not show it of its own accord
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif own and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray would keep one in the home folder
+
+
+def _has_token() -> bool:
+    """Whether this user has a token for Ray's clusters, in one of the places where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 # --- starting ----------------------------------------------------------------------------------------------------
@@ -174,8 +184,13 @@ def _join(stack: contextlib.ExitStack, address: str, start_s: float) -> None:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if "InvalidAuthToken" in str(error.__cause__):
+            raise UsageError(
+                f"cluster.address: Ray at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
+                "RAY_AUTH_TOKEN_PATH"
+            ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"cluster.address: cannot join the Ray cluster at {address!r}: {reason}") from error
+        raise UsageError(f"cluster.address: cannot join Ray at {address}: {reason}") from error
     _quiet_driver()
 
 

@@ -195,7 +195,8 @@ class Rollouts:
         if new.token_ids and (not rollout.versions or rollout.versions[-1][1] != self._version):
             rollout.versions.append((len(rollout.ids), self._version))
         rollout.ids.extend(new.token_ids)
-        rollout.logprobs.extend(at[token].logprob for token, at in zip(new.token_ids, new.logprobs, strict=True))
+        if rollout.params.logprobs is not None:
+            rollout.logprobs.extend(at[token].logprob for token, at in zip(new.token_ids, new.logprobs, strict=True))
 
 
 def serve(channel: Channel, inbox: queue.SimpleQueue[Message], rollouts: Rollouts) -> None:
@@ -254,7 +255,7 @@ def start_engine(
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
 
     def sampling_params(**settings: Any) -> Any:
-        return SamplingParams(**settings, logprobs=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        return SamplingParams(**settings, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
 
     return Rollouts(engine, sampling_params, version), {"vllm": vllm_version, "device": current_platform.device_type}
 

@@ -106,14 +106,9 @@ class VllmSession:
         """vLLM's version (`vllm`), and what it computes on (`device`)."""
 
     def add(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> None:
-        """See `Session`. Raises `UsageError` also for top-p and top-k, under which vLLM reports no log-probabilities
-        over the whole vocabulary."""
+        """See `Session`. Under top-p and top-k completions come without log-probabilities: vLLM has none over the whole
+        vocabulary then."""
         check_room(requests, sampling, self._positions)
-        if sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k):
-            raise UsageError(
-                "vLLM reports no log-probabilities before top-p and top-k: set sampling.top_p to 1 and sampling.top_k "
-                "to 0, or cluster.rollout.engine to native"
-            )
         described = [
             {
                 "prompt": list(request.prompt_ids),
@@ -222,7 +217,11 @@ def _sampling_params(sampling: Sampling) -> Message:
         "temperature": sampling.temperature,
         "stop_token_ids": list(sampling.stop_ids),
         "detokenize": bool(sampling.stop),
+        # 0 is that of the token alone, None is none
+        "logprobs": 0,
     }
+    if sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k):
+        params |= {"top_p": sampling.top_p, "top_k": sampling.top_k, "logprobs": None}
     if sampling.stop:
         params |= {"stop": list(sampling.stop), "include_stop_str_in_output": True, "skip_special_tokens": False}
     return params

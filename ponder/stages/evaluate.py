@@ -14,10 +14,12 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder.cluster.engines import Engines
 from ponder.errors import UsageError
 from ponder.evaluation.benchmarks import get_benchmark
 from ponder.evaluation.benchmarks.base import Loaded, check_references, departures, load
@@ -30,11 +32,9 @@ from ponder.evaluation.samplers import LocalSampler, Sampler, Wanted
 from ponder.evaluation.tables import as_text, extra_tables, result_tables, settings_text
 from ponder.model.load import load_model
 from ponder.model.parser import Split, prompt_tail, split_thinking
-from ponder.model.runtime import pick_device
 from ponder.progress import Reporter
 from ponder.recipe import EvaluateStage, SamplingSettings
 from ponder.rollout.base import FinishReason
-from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
 from ponder.store.files import atomic_write, make_folder
 from ponder.store.rollouts import RolloutRow
@@ -95,18 +95,20 @@ def run_stage(stage: EvaluateStage, context: StageContext) -> None:
     itself; `RefusedError` when programs must be judged and no sandbox works; `InterruptedRunError` when an endpoint
     fails.
     """
-    Evaluation(stage, context).run()
+    with closing(Engines(context.recipe, context.reporter.warn)) as engines:
+        Evaluation(stage, context, engines).run()
 
 
 class Evaluation:
     """One stage's units and what they share."""
 
-    def __init__(self, stage: EvaluateStage, context: StageContext) -> None:
+    def __init__(self, stage: EvaluateStage, context: StageContext, engines: Engines) -> None:
         unknown = sorted(set(stage.templates) - set(stage.models))
         if unknown:
             raise UsageError(f"stages.{context.stage_name}.templates names {unknown[0]!r}, which is none of `models`")
         self.stage = stage
         self.context = context
+        self.engines = engines
         self.exams = list(exams(stage, context.seed))
         self.units = [
             _Unit(number, model, exam)
@@ -143,10 +145,9 @@ class Evaluation:
     def _sampler(self, model: str) -> Sampler:
         if model in self.stage.endpoints:
             return EndpointSampler(self.stage.endpoints[model])
-        loaded = load_model(self.context.model_source(model)).to(pick_device(self.context.recipe.device))
-        engine = NativeEngine(loaded.decoder, loaded.tokenizer.decode)
+        loaded = load_model(self.context.model_source(model))
         template = self.stage.templates.get(model, self.stage.template)
-        return LocalSampler(engine, NativeEngine.name, loaded.tokenizer, template)
+        return LocalSampler(self.engines.open(loaded), self.engines.name, loaded.tokenizer, template)
 
     def _results(self) -> str:
         """The tables for a terminal."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -53,26 +54,22 @@ def run_stage(stage: ReinforceStage, context: StageContext) -> None:
     Raises `RefusedError` when the preflight, or later the watchdog, sees a run that cannot learn, `LostWorkersError`
     when a cluster loses its workers more often than the recipe allows.
     """
-    backend = None
-    try:
-        reinforcement = Reinforcement(stage, context)
-        backend = reinforcement.backend
-        reinforcement.run()
-    finally:
-        if backend is not None:
-            backend.close()
+    with ExitStack() as stack:
+        Reinforcement(stage, context, stack).run()
 
 
 class Reinforcement:
     """One stage's loop and what it needs."""
 
-    def __init__(self, stage: ReinforceStage, context: StageContext) -> None:
+    def __init__(self, stage: ReinforceStage, context: StageContext, stack: ExitStack) -> None:
+        """What must be closed is put on `stack`."""
         self.stage = stage
         self.context = context
         self.model = load_model(context.model_source(stage.model))
         self.tokenizer = self.model.tokenizer
         self.algorithm = resolve_algorithm(stage.algorithm, context.recipe)
         self.backend = self._open_backend()
+        stack.callback(self.backend.close)
         self.trainer = self.backend.trainer
         self.engine = self.backend.engine
         self.asker = Asker(stage, context, self.tokenizer)
@@ -227,17 +224,14 @@ class Reinforcement:
             # a first update is its own old policy; later ones must be told what it was
             parts = [self._with_old_logprobs(part) for part in parts]
         updates = self.trainer.policy_updates(parts)
-        for note in self.trainer.drain_notes():
-            self.context.reporter.warn(f"step {self.step + 1}: {note}")
         for part, update in enumerate(updates):
             _keep_ratios(groups[part::count], update)
         return updates
 
     def _load_reward_models(self) -> dict[str, RewardModel]:
+        device = pick_device(self.context.recipe.device)
         return {
-            name: load_reward_model(self.context.model_source(settings.model)).to(
-                pick_device(self.context.recipe.device)
-            )
+            name: self.backend.separate(name, load_reward_model(self.context.model_source(settings.model)).to(device))
             for name, settings in self.stage.rewards.items()
             if settings.model is not None
         }
@@ -421,8 +415,13 @@ class Reinforcement:
             precision=recipe.precision,
             activation_checkpointing=recipe.activation_checkpointing,
         )
-        keep_reference = self.algorithm.kl.beta > 0
-        return LocalBackend(self.model.to(pick_device(recipe.device)), settings, keep_reference)
+        keep_reference, warn = self.algorithm.kl.beta > 0, self.context.reporter.warn
+        if recipe.cluster.kind == "local":
+            return LocalBackend(self.model.to(pick_device(recipe.device)), settings, keep_reference, warn)
+        from ponder.cluster.ray_backend import RayBackend
+
+        reward_models = sum(reward.model is not None for reward in stage.rewards.values())
+        return RayBackend(self.model, settings, recipe.cluster, keep_reference, warn, reward_models)
 
     def _open_feed(self) -> Feed:
         cluster, publish = self.context.recipe.cluster, self.backend.publish

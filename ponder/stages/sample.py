@@ -19,11 +19,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ponder.cluster.engines import Engines
 from ponder.curation.card import CONTAMINATED, data_card
 from ponder.curation.decontaminate import Decontamination, benchmarks, is_generated
 from ponder.curation.endpoint import Endpoint
@@ -36,12 +38,10 @@ from ponder.evaluation.heldout import engine_sampling
 from ponder.model.folder import LoadedModel
 from ponder.model.load import load_model
 from ponder.model.parser import Split
-from ponder.model.runtime import pick_device
 from ponder.model.templates import render
 from ponder.recipe import SampleStage
 from ponder.rewards import JudgedCompletion, RolloutJudge, is_finished, status_shares
-from ponder.rollout.base import Completion, Request
-from ponder.rollout.native import NativeEngine
+from ponder.rollout.base import Completion, Engine, Request
 from ponder.run import StageContext, stage_seed
 from ponder.store.datasets import Example, write_rows
 from ponder.store.files import atomic_write_json, read_json
@@ -57,7 +57,8 @@ def run_stage(stage: SampleStage, context: StageContext) -> None:
     Raises `UsageError` for settings that do not fit, `BrokenInputError` for what cannot be read, `InterruptedRunError`
     when an endpoint fails, `RefusedError` when nothing is left.
     """
-    Curation(stage, context).run()
+    with closing(Engines(context.recipe, context.reporter.warn)) as engines:
+        Curation(stage, context, engines).run()
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Rollout:
 class Curation:
     """One stage's way from problems and sources to rows."""
 
-    def __init__(self, stage: SampleStage, context: StageContext) -> None:
+    def __init__(self, stage: SampleStage, context: StageContext, engines: Engines) -> None:
         self.stage = stage
+        self.engines = engines
         self.context = context
         self.problems: list[Problem] = []
         if stage.tasks:
@@ -192,8 +194,11 @@ class Curation:
     @cached_property
     def _model(self) -> LoadedModel:
         """Loaded when a chunk is missing, and only then."""
-        loaded = load_model(self.context.model_source(str(self.stage.model)))
-        return loaded.to(pick_device(self.context.recipe.device))
+        return load_model(self.context.model_source(str(self.stage.model)))
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return self.engines.open(self._model)
 
     def _rollouts(self, problems: Sequence[Problem]) -> list[Rollout]:
         stage, tokenizer, context = self.stage, self._model.tokenizer, self.context
@@ -202,11 +207,10 @@ class Curation:
             Request(tuple(tokenizer.encode_prompt(prompt)), f"{context.stage_name}/{problem.id}", stage.samples)
             for prompt, problem in zip(prompts, problems, strict=True)
         ]
-        engine = NativeEngine(self._model.decoder, tokenizer.decode)
         progress = self._progress(len(requests) * stage.samples)
         judge = RolloutJudge(context.judges, tokenizer, problems, prompts, progress)
         sampling = engine_sampling(stage.sampling, tokenizer)
-        groups = judge.judged(engine.generate(requests, sampling, context.seed, judge.on_finished))
+        groups = judge.judged(self._engine.generate(requests, sampling, context.seed, judge.on_finished))
         return [
             Rollout(
                 problem, prompt, sample, one.text, one.split, one.completion, _rule_verdict(problem, one), one.verdict

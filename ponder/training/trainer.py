@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -88,10 +88,6 @@ class Trainer(Protocol):
         """Go back to what `save_state` returned. Raises `BrokenInputError` when a file is damaged or missing."""
         ...
 
-    def drain_notes(self) -> list[str]:
-        """What a person should know, such as that memory ran out and a step was repeated; told once."""
-        ...
-
     def close(self) -> None:
         """End processes and free memory."""
         ...
@@ -100,7 +96,14 @@ class Trainer(Protocol):
 class LocalTrainer:
     """A `Trainer` in this process. It trains the decoder that it is given, in place, or adapters that it puts there."""
 
-    def __init__(self, policy: Decoder, settings: TrainerSettings, keep_reference: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Decoder,
+        settings: TrainerSettings,
+        keep_reference: bool = False,
+        tell: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        """`tell` hears what a person should know, such as that memory ran out and a step was repeated."""
         if settings.lora is not None:
             add_adapters(policy, settings.lora, settings.seed)
         policy.compute_in(settings.precision)
@@ -111,6 +114,7 @@ class LocalTrainer:
         self.optimizer = Optimizer(policy, settings.optimizer, settings.total_steps, self.execution)
         self.reference = copy.deepcopy(policy) if keep_reference else None
         self._version = 0
+        self._tell = tell
 
     @property
     def version(self) -> int:
@@ -119,6 +123,11 @@ class LocalTrainer:
     @property
     def lr(self) -> float:
         return self.optimizer.lr
+
+    def _tell_notes(self) -> None:
+        for note in self.execution.notes:
+            self._tell(note)
+        self.execution.notes.clear()
 
     def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
         s = self.settings
@@ -136,10 +145,13 @@ class LocalTrainer:
             for part in parts
         ]
         self._version += 1
+        self._tell_notes()
         return updates
 
     def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
-        return supervised_step(self.policy, self.optimizer, examples, self.settings.budget)
+        update = supervised_step(self.policy, self.optimizer, examples, self.settings.budget)
+        self._tell_notes()
+        return update
 
     def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
         model = self.policy if of == "policy" else self.reference
@@ -176,10 +188,6 @@ class LocalTrainer:
         self.execution.load_state_dict(state["execution"])
         if self.reference is not None:
             load_learnt_weights(self.reference, state["reference"])
-
-    def drain_notes(self) -> list[str]:
-        notes, self.execution.notes = self.execution.notes, []
-        return notes
 
     def close(self) -> None:
         """Nothing is held that goes not by itself."""

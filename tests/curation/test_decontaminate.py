@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ponder.cluster.engines import Engines
 from ponder.curation.decontaminate import NUM_SHOWN, Decontamination, benchmarks
 from ponder.curation.keep import Candidate
 from ponder.curation.sources import read_source
@@ -110,7 +111,7 @@ def test_the_benchmarks_are_the_problems_that_the_stages_will_draw(tmp_path: Pat
     with run.lock():
         run.prepare(loaded)
         context = StageContext.open(loaded, "table", run, Reporter("table", quiet=True))
-        evaluation = Evaluation(loaded.stages["table"], context)  # type: ignore[arg-type]
+        evaluation = Evaluation(loaded.stages["table"], context, Engines(loaded, print))  # type: ignore[arg-type]
         context.close()
     asked = {exam.name: list(exam.problems) for exam in evaluation.exams}
     assert found["table/countdown"] == asked["countdown"]

@@ -60,7 +60,6 @@ class LLMEngine:
     def add_request(self, name: str, prompt: dict[str, Any], params: SamplingParams) -> None:
         assert len(self.requests) < self.args.max_num_seqs
         assert params.ignore_eos
-        assert params.logprobs == 0
         assert 0 <= params.seed < 2**63
         self.requests[name] = [prompt["prompt_token_ids"][-1], 0, int(prompt["cache_salt"]), params]
 
@@ -75,7 +74,7 @@ class LLMEngine:
             reason = "stop" if token in params.stop_token_ids else "length" if request[1] == params.max_tokens else None
             if reason:
                 del self.requests[name]
-            logprobs = [{token: SimpleNamespace(logprob=-1.0 - salt)}]
+            logprobs = None if params.logprobs is None else [{token: SimpleNamespace(logprob=-1.0 - salt)}]
             new = SimpleNamespace(token_ids=[token], logprobs=logprobs, finish_reason=reason)
             outputs.append(SimpleNamespace(request_id=name, outputs=[new], finished=reason is not None))
         return outputs

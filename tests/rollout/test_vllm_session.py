@@ -169,11 +169,17 @@ def test_weights_travel_as_safetensors(dtype: torch.dtype, tiny_model: Path) -> 
     assert not Path(path).exists()
 
 
-def test_it_refuses_what_vllm_cannot_report(start: Start) -> None:
+def test_under_filters_there_are_no_logprobs(start: Start) -> None:
     session = start()
     for sampling in (Sampling(4, top_p=0.9), Sampling(4, top_k=20)):
-        with pytest.raises(UsageError, match=r"sampling\.top_p"):
-            session.add([Request((1,), "a")], sampling, seed=0)
+        session.add([Request((1,), "a")], sampling, seed=0)
+    for completion in finish(session).values():
+        assert len(completion.ids) == 4
+        assert completion.logprobs == []
+
+
+def test_it_refuses_what_there_is_no_room_for(start: Start) -> None:
+    session = start()
     with pytest.raises(UsageError, match="empty prompt"):
         session.add([Request((), "a")], Sampling(4), seed=0)
     with pytest.raises(UsageError, match=r"sampling\.max_tokens"):

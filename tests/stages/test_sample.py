@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ponder.cluster.engines import Engines
 from ponder.curation.endpoint import Messages, Progress
 from ponder.errors import RefusedError, UsageError
 from ponder.model.parser import split_thinking
@@ -103,7 +104,7 @@ def test_right_rollouts_are_kept_in_order_and_all_are_accounted_for(tmp_path: Pa
 @pytest.mark.usefixtures("odd_lengths_are_right")
 def test_problems_differ_and_are_of_the_train_split(tmp_path: Path, settings: Settings) -> None:
     context = open_context(tmp_path / "run", settings)
-    problems = sample.Curation(context.recipe.stages["data"], context).problems  # type: ignore[arg-type]
+    problems = sample.Curation(context.recipe.stages["data"], context, Engines(context.recipe, print)).problems  # type: ignore[arg-type]
     context.close()
     assert len({p.content for p in problems}) == PROBLEMS
     assert {split_of(p) for p in problems} == {"train"}
@@ -111,7 +112,7 @@ def test_problems_differ_and_are_of_the_train_split(tmp_path: Path, settings: Se
 
 def test_what_was_cut_is_not_finished_however_well_formed(tmp_path: Path, settings: Settings) -> None:
     context = open_context(tmp_path / "run", settings)
-    curation = sample.Curation(context.recipe.stages["data"], context)  # type: ignore[arg-type]
+    curation = sample.Curation(context.recipe.stages["data"], context, Engines(context.recipe, print))  # type: ignore[arg-type]
     context.close()
     for text, reason, finished in (
         ("<think>a</think><answer>5</answer>", "stop", True),

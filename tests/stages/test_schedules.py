@@ -245,6 +245,10 @@ def test_a_stop_between_checkpoints_loses_nothing(run: Run, monkeypatch: pytest.
             | {"stages.zero.algorithm.dynamic_sampling_retries": 1},
             "needs `cluster.schedule: synchronous`",
         ),
+        (
+            {"cluster.kind": "ray", "cluster.rollout.engine": "vllm", "stages.zero.sampling.top_p": 0.9},
+            "vLLM has no log-probabilities before top-p and top-k",
+        ),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused(model_folder: Path, changes: dict[str, Any], message: str) -> None:
