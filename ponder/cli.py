@@ -269,11 +269,9 @@ def ls(
     table = _table("run", "recipe", "stages")
     for entry in runs:
         try:
-            manifest = entry.manifest()
+            table.add_row(entry.name, entry.manifest().recipe, _summary(_states(entry)))
         except PonderError as error:  # the others are listed all the same
             table.add_row(entry.name, "", str(error))
-        else:
-            table.add_row(entry.name, manifest.recipe, _states(manifest.stages))
     Console().print(table if runs else f"no runs in {folder}")
     typer.echo(f"recipes: {', '.join(packaged_recipes()) or 'none'}")
 
@@ -904,7 +902,7 @@ def _names(stages: Iterable[str]) -> str:
 
 def _stage_cells(name: str, record: StageRecord, last: dict[str, Any] | None) -> list[str]:
     """One stage of `show`; what it sampled and trained on is in tokens."""
-    state = record.state if record.error is None else f"{record.state}: {record.error}"
+    state = state if record.error is None else f"{state}: {record.error}"
     step = "" if last is None else str(last["step"])
     core_hours = f"{record.seconds * record.threads / 3600:.2f}"
     tokens = (_count(record.sampled_tokens), _count(record.trained_tokens))
@@ -939,7 +937,17 @@ def _plan_text(stage: StagePlan) -> str:
     return f"{stage.name}: " + "; ".join(parts)
 
 
-def _states(stages: Mapping[str, StageRecord]) -> str:
+def _states(run: RunFolder) -> dict[str, str]:
+    """The state of each stage: `killed` where the manifest says running and no process holds the folder."""
+    from ponder.ui.live import holder
+
+    states: dict[str, str] = {name: record.state for name, record in run.manifest().stages.items()}
+    if "running" in states.values() and holder(run) is None:
+        states = {name: "killed" if state == "running" else state for name, state in states.items()}
+    return states
+
+
+def _summary(states: Mapping[str, str]) -> str:
     """How many stages are done, and by name those that are not."""
     current = {name: record for name, record in stages.items() if "." not in name}  # a dot marks what was set aside
     done = sum(record.state == "done" for record in current.values())
@@ -953,9 +961,9 @@ def _count(value: int | None) -> str:
 
 def _print_stages(run: RunFolder, last: dict[str, dict[str, Any]], console: Console) -> None:
     """A table of the stages, then what each logged last; an evaluation's numbers stand in tables of their own."""
-    records = run.manifest().stages
+    records, states = run.manifest().stages, _states(run)
     head = ["stage", "verb", "state", "step", "time", "core-hours", "sampled", "trained on"]
-    body = [_stage_cells(name, record, last.get(name)) for name, record in records.items()]
+    body = [_stage_cells(name, record, states[name], last.get(name)) for name, record in records.items()]
     console.print(aligned([head, *body]), highlight=False, markup=False, soft_wrap=True)
     for name, record in records.items():
         numbers = {key: value for key, value in last.get(name, {}).items() if "/" in key and value is not None}

@@ -142,6 +142,18 @@ def test_plan_counts_what_the_recipe_says() -> None:
     assert stage_of(ponder("plan", "tiny.yaml", "--json").stdout)["state"] == "done"
 
 
+def test_a_stage_whose_process_is_gone_is_listed_as_killed(folder: Path) -> None:
+    ponder("run", "tiny.yaml")
+    run = RunFolder(folder / "runs" / "tiny")
+    with run.lock():
+        run.set_record("zero", run.manifest().stages["zero"].model_copy(update={"state": "running"}))
+        # a process does not see its own lock
+        listed = subprocess.run([sys.executable, "-m", "ponder", "ls"], capture_output=True, text=True, timeout=60)
+        assert "0 of 1 done, zero running" in listed.stdout
+    assert "zero killed" in ponder("ls").stdout
+    assert "killed" in ponder("show", "tiny").stdout
+
+
 def test_ls_and_show(folder: Path) -> None:
     assert "no runs in runs" in ponder("ls").stdout
     ponder("run", "tiny.yaml")
