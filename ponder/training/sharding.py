@@ -7,6 +7,8 @@ rank i // ceil(n / size), which is how FSDP2 cuts.
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -26,18 +29,36 @@ from ponder.training.execution import Execution, Ranks
 Sharding = Literal["fsdp2", "ddp"]
 
 
-def join(rank: int, size: int, address: str, timeout_s: float, device: torch.device) -> None:
-    """Meet the other ranks at `address` (host:port, where rank 0 listens); every exchange has `timeout_s` seconds.
+def open_store(host: str, port: int | None = None) -> TCPStore:
+    """Where ranks meet: on rank 0 a new one at any free port of `host`, else the one that listens at `port`."""
+    if port is not None:
+        return TCPStore(host, port, is_master=False)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.bind((host, 0))
+    listener.listen()
+    # the store takes the socket over: a port that was merely known to be free could be taken by then
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
-    Gloo carries what lies on the CPU, NCCL what lies on a GPU.
-    """
+
+def join(rank: int, size: int, store: Store, timeout_s: float, device: torch.device, loopback: bool = False) -> None:
+    """Meet the other ranks; every exchange has `timeout_s` seconds. Gloo carries what lies on the CPU, NCCL what lies
+    on a GPU; with `loopback`, all ranks are on this machine and nothing is open to others."""
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-        init_method=f"tcp://{address}",
+        store=store,
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exception says that another rank is gone, or too late, rather than that something is wrong here."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def place(decoder: Decoder, sharding: Sharding, execution: Execution) -> Decoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ponder.training.sharding import join
+from ponder.training.sharding import join, open_store
 
 _DEADLINE_S = 120
 
@@ -34,7 +33,8 @@ class RankPool:
 
     def run(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each rank returns; fails with the traceback of the first that raised."""
-        port = free_port()
+        self._pipes[0].send(None)
+        port = self._pipes[0].recv()
         for rank, pipe in enumerate(self._pipes[:size]):
             pipe.send((rank, size, port, function, arguments))
         answers = []
@@ -51,19 +51,20 @@ class RankPool:
             process.join()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
+    store: Any = None
     while True:
-        rank, size, port, function, arguments = pipe.recv()
+        asked = pipe.recv()
+        if asked is None:  # rank 0 opens the place where all meet
+            store = open_store("127.0.0.1")
+            pipe.send(store.port)
+            continue
+        rank, size, port, function, arguments = asked
         try:
-            join(rank, size, f"127.0.0.1:{port}", 60, torch.device("cpu"))
+            if rank != 0:
+                store = open_store("127.0.0.1", port)
+            join(rank, size, store, 60, torch.device("cpu"), loopback=True)
             answer = (True, function(rank, size, *arguments))
         except BaseException:  # noqa: BLE001  # the test shows it
             answer = (False, f"rank {rank}: {traceback.format_exc()}")
