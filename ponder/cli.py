@@ -900,7 +900,7 @@ def _names(stages: Iterable[str]) -> str:
     return ", ".join(stages) or "nothing"
 
 
-def _stage_cells(name: str, record: StageRecord, last: dict[str, Any] | None) -> list[str]:
+def _stage_cells(name: str, record: StageRecord, state: str, last: dict[str, Any] | None) -> list[str]:
     """One stage of `show`; what it sampled and trained on is in tokens."""
     state = state if record.error is None else f"{state}: {record.error}"
     step = "" if last is None else str(last["step"])
@@ -949,10 +949,11 @@ def _states(run: RunFolder) -> dict[str, str]:
 
 def _summary(states: Mapping[str, str]) -> str:
     """How many stages are done, and by name those that are not."""
-    current = {name: record for name, record in stages.items() if "." not in name}  # a dot marks what was set aside
-    done = sum(record.state == "done" for record in current.values())
-    others = [f"{name} {record.state}" for name, record in current.items() if record.state != "done"]
-    return ", ".join([f"{done} of {len(current)} done", *others])
+    current = {name: state for name, state in states.items() if "." not in name}  # a dot marks what was set aside
+    done = sum(state == "done" for state in current.values())
+    return ", ".join(
+        [f"{done} of {len(current)} done", *(f"{n} {state}" for n, state in current.items() if state != "done")]
+    )
 
 
 def _count(value: int | None) -> str:
