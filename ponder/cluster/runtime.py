@@ -100,13 +100,13 @@ def _set_environment(own: bool) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which makes Ray listen on the loopback address only
         # else Ray's workers yield to every other process, the driver included
         os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
-    if "RAY_AUTH_MODE" in os.environ:
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:
         return
-    if not own and _has_token():  # Ray asks for it by default, but does not show it of its own accord
-        os.environ["RAY_AUTH_MODE"] = "token"
-    elif own and "ray" not in sys.modules:
+    if own:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray would keep one in the home folder
+    elif _has_token():  # Ray asks for it by default, but does not show it of its own accord
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _has_token() -> bool:

@@ -58,11 +58,12 @@ def cable() -> Iterator[str]:
 
 
 @pytest.fixture
-def nodes(cable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+def nodes(cable: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     """Ray on both sides: the address of its head, and the process of the far node."""
     import counting_session
     from ray import cloudpickle
 
+    monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "disabled"))  # as Ray was imported here
     with socket.create_server((HERE, 0)) as server:
         port = server.getsockname()[1]
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
@@ -72,7 +73,7 @@ def nodes(cable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     far = ["ip", "netns", "exec", NAME, *ray, f"--address={HERE}:{port}", f"--node-ip-address={THERE}", "--num-cpus=1"]
     started = []
     try:
-        for command, folder in ((head + ["--include-dashboard=false"], folders[0]), (far, folders[1])):
+        for command, folder in (([*head, "--include-dashboard=false"], folders[0]), (far, folders[1])):
             folder.mkdir()
             argv = [*command, f"--temp-dir={folder}", "--object-store-memory=100000000"]
             with open(folder / "out", "w") as out:

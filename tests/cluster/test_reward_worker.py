@@ -1,0 +1,93 @@
+"""A reward model in a process of its own: its scores, its errors, and its death."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+from ponder.cluster.reward_worker import SeparateRewardModel
+from ponder.cluster.runtime import Runtime
+from ponder.errors import BrokenInputError, InterruptedRunError
+from ponder.recipe import ClusterSettings
+
+SETTINGS = ClusterSettings.model_validate(
+    {
+        "kind": "ray",
+        "rollout": {"cpus": 0},
+        "trainer": {"cpus": 0},
+        "reward_models": "separate",
+        "max_restarts": 1,
+        "deadlines": {"silent_s": 3},
+    }
+)
+
+
+@dataclass
+class LengthModel:
+    """Scores a reply by its length; the file `trap`, while it exists, names a signal to die of."""
+
+    trap: Path
+
+    def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
+        if self.trap.exists():
+            number = int(self.trap.read_text())
+            if replies[0] != "again and again":
+                self.trap.unlink()
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)  # a signal is not taken at once
+        if "" in replies:
+            raise BrokenInputError("an empty reply")
+        return [float(len(reply)) for reply in replies]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_runs() -> Iterator[None]:
+    with Runtime(SETTINGS, reward_models=1):
+        import test_reward_worker
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(test_reward_worker)
+        yield
+        cloudpickle.unregister_pickle_by_value(test_reward_worker)
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def model(tmp_path: Path, warnings: list[str]) -> Iterator[SeparateRewardModel]:
+    model = SeparateRewardModel("helpful", LengthModel(tmp_path / "trap"), SETTINGS, warnings.append)
+    yield model
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("by", "why"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "was silent for 3 s while the driver waited for 2")]
+)
+def test_a_lost_worker_is_replaced_and_asked_again(
+    by: int, why: str, model: SeparateRewardModel, warnings: list[str], tmp_path: Path
+) -> None:
+    assert model.score_replies(["p", "p"], ["four", "seven"]) == [4.0, 5.0]
+    (tmp_path / "trap").write_text(str(int(by)))
+    assert model.score_replies(["p", "p"], ["four", "seven"]) == [4.0, 5.0]
+    assert len(warnings) == 1
+    assert re.match(rf"the worker of the reward 'helpful' {why}", warnings[0])
+
+
+def test_what_the_model_raises_and_too_many_losses_end_the_run(model: SeparateRewardModel, tmp_path: Path) -> None:
+    with pytest.raises(BrokenInputError, match=r"^an empty reply$"):
+        model.score_replies(["p"], [""])
+    (tmp_path / "trap").write_text("9")
+    with pytest.raises(InterruptedRunError, match=r"max_restarts \(1\) is used up"):
+        model.score_replies(["p"], ["again and again"])

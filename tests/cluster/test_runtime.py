@@ -1,0 +1,129 @@
+"""Ray is started, joined, refused and left behind clean, also by a driver that is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("ray")
+
+from ponder.cluster.processes import command_line, descendants, is_alive
+from ponder.cluster.runtime import Runtime, as_arrays, as_tensors, needs
+from ponder.errors import UsageError
+from ponder.recipe import ClusterSettings
+
+
+def settings(**changes: Any) -> ClusterSettings:
+    return ClusterSettings.model_validate({"kind": "ray", **changes})
+
+
+def test_needs_are_what_all_workers_reserve_together() -> None:
+    some = settings(rollout={"workers": 3, "cpus": 2, "gpus": 0.5}, trainer={"ranks": 4, "cpus": 0.5, "gpus": 1})
+    assert needs(some) == (3 * 2 + 4 * 0.5, 3 * 0.5 + 4)
+    assert needs(some, reward_models=2) == needs(some)
+    assert needs(some.model_copy(update={"reward_models": "separate"}), reward_models=2) == (10.0, 5.5)
+
+
+def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r'pip install "ponder\[ray\]"'):
+        Runtime(settings())
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:name"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=r"cluster\.address: .* host:port"):
+        Runtime(settings(address=address))
+
+
+def test_a_head_that_is_not_there_is_waited_for_until_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    begun = time.monotonic()
+    with pytest.raises(UsageError, match=rf"nothing answers at 127\.0\.0\.1:{port} within 1\.5 s .*start_s"):
+        Runtime(settings(address=f"127.0.0.1:{port}", deadlines={"start_s": 1.5}))
+    assert time.monotonic() - begun < 10
+
+
+def test_too_few_gpus_are_refused_by_the_names_of_the_settings_and_nothing_stays() -> None:
+    before = set(descendants(os.getpid()))
+    with pytest.raises(UsageError, match=r"need 1002 GPUs, and Ray has \d+: lower cluster\.rollout\.workers"):
+        Runtime(settings(rollout={"workers": 2, "gpus": 1}, trainer={"ranks": 1000, "cpus": 0, "gpus": 1}))
+    assert set(descendants(os.getpid())) <= before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_travel_as_arrays_with_every_bit(dtype: torch.dtype) -> None:
+    weights = {"a": torch.randn(3, 5).to(dtype), "b": torch.randn(4, 2).to(dtype).T, "c": torch.tensor(1.5).to(dtype)}
+    arrays = as_arrays(weights)
+    for packed in arrays.values():
+        packed[2].flags.writeable = False  # as Ray hands them out
+    back = as_tensors(arrays)
+    assert back.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert back[name].dtype == dtype and torch.equal(back[name], weight)
+    assert as_tensors({"a": weights["a"]})["a"] is weights["a"]
+
+
+SUPERVISED = """
+import sys
+from pathlib import Path
+from ponder.cluster.supervise import supervise
+sys.exit(supervise([sys.executable, "-c", sys.argv[1]], Path("metrics"), 1, 10, print))
+"""
+
+DRIVER = """
+import os
+import numpy, ray
+from pathlib import Path
+from ponder.cluster.processes import descendants
+from ponder.cluster.runtime import Runtime
+from ponder.cluster.supervise import join_supervisor
+from ponder.recipe import ClusterSettings
+
+class Worker:
+    def hold(self):
+        return [ray.put(numpy.zeros(1 << 24, dtype=numpy.uint8))]
+
+join_supervisor()
+with Runtime(ClusterSettings.model_validate({"kind": "ray", "rollout": {"cpus": 0}})):
+    worker = ray.remote(Worker).remote()
+    held = ray.get(worker.hold.remote())
+    with open("pids", "a") as file:
+        print(*descendants(os.getpid()), file=file)
+    if not Path("first").exists():
+        Path("first").touch()
+        os.kill(os.getpid(), 9)
+Path("left").write_text(" ".join(os.listdir(os.environ["TMPDIR"])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_neither_processes_nor_memory_nor_files_stay_of_a_driver_that_ends_or_is_killed(tmp_path: Path) -> None:
+    folder = Path("/tmp") / f"pt{os.getpid()}"  # Ray's sockets need a short path
+    folder.mkdir()
+    before = {path.name for path in Path("/dev/shm").iterdir()}
+    argv = [sys.executable, "-c", SUPERVISED, DRIVER]
+    try:
+        done = subprocess.run(
+            argv, cwd=tmp_path, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True, timeout=150
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "the run was killed by SIGKILL; it goes on where it was (start 2)\n"
+        first, second = ([int(pid) for pid in line.split()] for line in (tmp_path / "pids").read_text().splitlines())
+        assert len(first) >= 5 and len(second) >= 5
+        assert [command_line(pid) for pid in (*first, *second) if is_alive(pid)] == []
+        assert (tmp_path / "left").read_text() == ""
+        assert {path.name for path in Path("/dev/shm").iterdir()} <= before
+    finally:
+        shutil.rmtree(folder)
