@@ -18,14 +18,17 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
+from ponder.cluster.engines import Engines
+from ponder.cluster.trainers import open_trainer, trained_decoder
 from ponder.curation.sources import read_source
-from ponder.errors import RefusedError, UsageError
+from ponder.errors import LostWorkersError, RefusedError, UsageError
 from ponder.evaluation.heldout import JudgedProblem, engine_sampling, judged_problem
 from ponder.mini.world import MiniWorld
 from ponder.model.config import DecoderConfig
@@ -33,14 +36,13 @@ from ponder.model.decoder import Decoder
 from ponder.model.fallback import FallbackDecoder
 from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.load import load_model
-from ponder.model.lora import add_adapters, learnt_weights, load_learnt_weights, merged_decoder
 from ponder.model.replies import reply_text
 from ponder.model.runtime import pick_device
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
 from ponder.recipe import FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings, SourceSettings
 from ponder.rewards import JudgedCompletion, RolloutJudge
-from ponder.rollout.base import Completion, Request
+from ponder.rollout.base import Completion, Engine, Request
 from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
 from ponder.store import datasets
@@ -48,7 +50,6 @@ from ponder.tasks import ProblemStream
 from ponder.tasks.base import Problem
 from ponder.training.checkpoint import load_state, save_state
 from ponder.training.distill import distill_step
-from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example
 from ponder.training.supervised import (
     Batches,
@@ -59,7 +60,8 @@ from ponder.training.supervised import (
     part_padding_from_end,
     render_rows,
 )
-from ponder.training.update import UpdateStatistics, supervised_step
+from ponder.training.trainer import LocalTrainer, Trainer, TrainerSettings
+from ponder.training.update import UpdateStatistics
 
 _TOKENIZER_DOCUMENTS = 6_000
 """Documents of the stage's own text that its tokenizer is trained on."""
@@ -94,21 +96,21 @@ class Lesson(Protocol):
         """Metrics worth a person's eye."""
         ...
 
-    def begin(self) -> dict[str, float]:
+    def begin(self, trainer: Trainer) -> dict[str, float]:
         """What is worth knowing before the first step."""
         ...
 
-    def step(self, optimizer: Optimizer, step: int, cursor: int) -> Lap:
+    def step(self, trainer: Trainer, step: int, cursor: int) -> Lap:
         """Step number `step` (from 0), with the data from `cursor` on."""
         ...
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, trainer: Trainer) -> dict[str, float]:
         """What is worth knowing at a checkpoint and at the end of an epoch."""
         ...
 
-    def examine(self) -> dict[str, float]:
+    def examine(self, open_engine: Callable[[], Engine]) -> dict[str, float]:
         """After the last step: `length/stop_rate`, the share of sampled replies that end by themselves, and what it
-        cost; nothing where nobody asks."""
+        cost; nothing where nobody asks. `open_engine` gives an engine of the trained model."""
         ...
 
 
@@ -116,44 +118,79 @@ def run_stage(stage: FineTuneStage, context: StageContext) -> None:
     """Train, and leave a Hugging Face folder in the stage's `model/`.
 
     Raises `UsageError` for data, a context or a teacher that do not fit; `RefusedError` when a check before training or
-    the gate after it fails, or when updates are not finite.
+    the gate after it fails, or when updates are not finite; `LostWorkersError` when a cluster loses its ranks more
+    often than the recipe allows.
     """
-    FineTuning(stage, context).run()
+    with closing(Engines(context.recipe, context.reporter.warn)) as engines:
+        FineTuning(stage, context, engines).run()
 
 
 class FineTuning:
     """One stage's loop and what it needs."""
 
-    def __init__(self, stage: FineTuneStage, context: StageContext) -> None:
+    def __init__(self, stage: FineTuneStage, context: StageContext, engines: Engines) -> None:
         self.stage = stage
         self.context = context
+        self.engines = engines
         data = _open_data(stage, context)
-        self.model = _start(stage, data, context).to(pick_device(context.recipe.device))
-        if stage.lora is not None:
-            add_adapters(self.model.decoder, stage.lora, context.seed)
+        self.model = _start(stage, data, context)
         self.lesson = _lesson(stage, context, self.model, data)
-        self.optimizer = Optimizer(self.model.decoder, stage.optimizer, self.lesson.total_steps)
         self.step = 0
         self.cursor = 0
         self.skipped = 0
+        self.recoveries = 0
 
     def run(self) -> None:
-        lesson, reporter = self.lesson, self.context.reporter
-        if not self._resume() and (facts := lesson.begin()):
+        with ExitStack() as stack:
+            self.trainer = open_trainer(
+                self.model, self._settings(), self.context.recipe, self.context.reporter.warn, stack
+            )
+            self._train()
+            trained = trained_decoder(self.model, self.trainer)
+        save_folder(self.context.model_dir, trained, self.model.tokenizer, self.model.generation)
+        self._gate(trained)
+
+    def _settings(self) -> TrainerSettings:
+        stage, recipe = self.stage, self.context.recipe
+        return TrainerSettings(
+            optimizer=stage.optimizer,
+            total_steps=self.lesson.total_steps,
+            budget=stage.tokens_per_micro_batch,
+            lora=stage.lora,
+            seed=self.context.seed,
+            precision=recipe.precision,
+            activation_checkpointing=recipe.activation_checkpointing,
+        )
+
+    def _train(self) -> None:
+        if not self._resume() and (facts := self.lesson.begin(self.trainer)):
             self.context.metrics.write(0, facts)
-        reporter.begin(lesson.total_steps, done=self.step)
-        while self.step < lesson.total_steps:
+        self.context.reporter.begin(self.lesson.total_steps, done=self.step)
+        while self.step < self.lesson.total_steps:
+            try:
+                self._train_on()
+            except LostWorkersError as error:
+                self._recover(error)
+
+    def _train_on(self) -> None:
+        while self.step < self.lesson.total_steps:
             self.context.stop_if_requested(self._checkpoint)
-            lr = self.optimizer.lr
-            lap = lesson.step(self.optimizer, self.step, self.cursor)
+            lr = self.trainer.lr
+            lap = self.lesson.step(self.trainer, self.step, self.cursor)
             self.step += 1
             self.cursor = lap.cursor
             self._guard(lap.update)
             self._log(lap, lr)
             self._checkpoint_if_due()
-        plain = merged_decoder(self.model.decoder)
-        save_folder(self.context.model_dir, plain, self.model.tokenizer, self.model.generation)
-        self._gate()
+
+    def _recover(self, error: LostWorkersError) -> None:
+        """Start lost ranks anew, or give up where that has happened too often."""
+        self.recoveries += 1
+        if self.recoveries > self.context.recipe.cluster.max_restarts:
+            raise error
+        self.context.reporter.warn(f"{error}; back to the last checkpoint ({self.recoveries})")
+        self.trainer.restart()
+        self._resume()
 
     def _guard(self, update: UpdateStatistics) -> None:
         self.skipped = 0 if update.finite else self.skipped + 1
@@ -164,13 +201,13 @@ class FineTuning:
         norm = lap.update.grad_norm
         metrics = lap.metrics | {"grad/norm": math.nan if norm is None else norm, "optimizer/lr": lr}
         if lap.ends_epoch or self._checkpoint_is_due():
-            metrics |= self.lesson.measure()
+            metrics |= self.lesson.measure(self.trainer)
         self.context.metrics.write(self.step, metrics)
         self.context.reporter.step(self.step, {name: metrics[name] for name in self.lesson.shown if name in metrics})
 
-    def _gate(self) -> None:
+    def _gate(self, trained: Decoder) -> None:
         """Refuse a model whose replies do not end. State and model are saved: a second try asks again at once."""
-        found = self.lesson.examine()
+        found = self.lesson.examine(lambda: self.engines.open(dataclasses.replace(self.model, decoder=trained)))
         if not found:
             return
         rate = found["length/stop_rate"]
@@ -192,8 +229,7 @@ class FineTuning:
 
     def _checkpoint(self) -> None:
         state = {
-            "weights": learnt_weights(self.model.decoder),
-            "optimizer": self.optimizer.state_dict(),
+            "trainer": self.trainer.save_state(self.context.state_dir, f"trainer-{self.step}"),
             "step": self.step,
             "cursor": self.cursor,
         }
@@ -202,9 +238,9 @@ class FineTuning:
     def _resume(self) -> bool:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
         state = load_state(self.context.state_dir)
+        self.step, self.cursor = 0, 0
         if state is not None:
-            load_learnt_weights(self.model.decoder, state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.trainer.load_state(self.context.state_dir, state["trainer"])
             self.step, self.cursor = state["step"], state["cursor"]
         last = self.step if state is not None else -1
         self.context.metrics.rewind(last)
@@ -233,13 +269,13 @@ class Reading:
     def total_steps(self) -> int:
         return self.batches.total_steps
 
-    def begin(self) -> dict[str, float]:
-        return self.facts | self.measure()
+    def begin(self, trainer: Trainer) -> dict[str, float]:
+        return self.facts | self.measure(trainer)
 
-    def step(self, optimizer: Optimizer, step: int, cursor: int) -> Lap:
+    def step(self, trainer: Trainer, step: int, cursor: int) -> Lap:
         started = time.monotonic()
         examples, after = self.batches.take(cursor)
-        update = supervised_step(self.model.decoder, optimizer, examples, budget=self.stage.tokens_per_micro_batch)
+        update = trainer.supervised_update(examples)
         tokens = sum(len(e.prompt_ids) + len(e.reply_ids) for e in examples)
         metrics = {
             "loss/train": update.loss,
@@ -252,24 +288,20 @@ class Reading:
         metrics["data/epoch"] = epoch
         return Lap(update, metrics, after, ends_epoch=int(epoch) > int(self.batches.epoch(cursor) or 0))
 
-    def measure(self) -> dict[str, float]:
-        if not self.held_out:
-            return {}
-        loss = mean_loss(self.model.decoder, self.held_out, self.stage.tokens_per_micro_batch)
-        return {"loss/heldout": loss}
+    def measure(self, trainer: Trainer) -> dict[str, float]:
+        return {"loss/heldout": mean_loss(trainer, self.held_out)} if self.held_out else {}
 
-    def examine(self) -> dict[str, float]:
+    def examine(self, open_engine: Callable[[], Engine]) -> dict[str, float]:
         if not self.prompts or not self.stage.min_stop_rate:
             return {}
-        completions = list(self._replies())
+        completions = list(self._replies(open_engine()))
         return {
             "length/stop_rate": fmean(c.finish_reason == "stop" for c in completions),
             "tokens/sampled": sum(len(c.ids) for c in completions),
         }
 
-    def _replies(self) -> Iterator[Completion]:
+    def _replies(self, engine: Engine) -> Iterator[Completion]:
         """As models are evaluated [R1 D.1], each as long as the context allows."""
-        engine = NativeEngine(self.model.decoder)
         samples = max(1, _STOP_SAMPLES // len(self.prompts))
         ordered = sorted(self.prompts, key=len)
         for start in range(0, len(ordered), _STOP_BATCH):
@@ -354,10 +386,11 @@ class OnPolicy:
         self.engine = NativeEngine(student.decoder, student.tokenizer.decode)
         self.problems = ProblemStream(settings.tasks, "train", context.seed)
 
-    def begin(self) -> dict[str, float]:
+    def begin(self, trainer: Trainer) -> dict[str, float]:
         return {}
 
-    def step(self, optimizer: Optimizer, step: int, cursor: int) -> Lap:
+    def step(self, trainer: Trainer, step: int, cursor: int) -> Lap:
+        assert isinstance(trainer, LocalTrainer)  # `_lesson` sees to it
         started = time.monotonic()
         problems, after = self.problems.take(cursor, self.settings.prompts_per_step)
         examples, judged = self._sample(problems, step)
@@ -365,7 +398,7 @@ class OnPolicy:
         update = distill_step(
             self.student.decoder,
             self.teacher,
-            optimizer,
+            trainer.optimizer,
             examples,
             self.vocab_size,
             budget=self.stage.tokens_per_micro_batch,
@@ -386,10 +419,10 @@ class OnPolicy:
         }
         return Lap(update, metrics, after)
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, trainer: Trainer) -> dict[str, float]:
         return {}
 
-    def examine(self) -> dict[str, float]:
+    def examine(self, open_engine: Callable[[], Engine]) -> dict[str, float]:
         return {}
 
     def _sample(self, problems: Sequence[Problem], step: int) -> tuple[list[Example], list[JudgedProblem]]:
@@ -531,6 +564,11 @@ def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
 
 def _lesson(stage: FineTuneStage, context: StageContext, model: LoadedModel, data: _Data) -> Lesson:
     if stage.on_policy is not None:
+        if context.recipe.cluster.kind != "local":
+            raise UsageError(
+                f"stages.{context.stage_name}.on_policy learns in one process: set cluster.kind to local for it, or "
+                "learn from `data` that the teacher has written"
+            )
         return OnPolicy(stage, stage.on_policy, context, model)
     if stage.context > model.config.max_positions:
         raise UsageError(

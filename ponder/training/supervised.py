@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+import torch
+
 from ponder.errors import RefusedError
-from ponder.model.decoder import Decoder
 from ponder.model.folder import LoadedModel
 from ponder.model.parser import prompt_tail, split_thinking
 from ponder.model.replies import reply_text
 from ponder.model.templates import CHAT, render, template_text
 from ponder.model.tokenizer import Tokenizer
 from ponder.store import datasets
-from ponder.training.packing import Example, micro_batches
-from ponder.training.update import frozen_logprobs
+from ponder.training.packing import Example
+from ponder.training.trainer import Trainer
+from ponder.training.update import Trajectory
 
 HELD_OUT_SHARE = 0.05
 """Share of the prompts whose replies are not trained on and give the held-out loss."""
@@ -269,10 +271,9 @@ class ExampleBatches:
         return order
 
 
-def mean_loss(decoder: Decoder, examples: Sequence[Example], budget: int) -> float:
+def mean_loss(trainer: Trainer, examples: Sequence[Example]) -> float:
     """Cross-entropy without a gradient, mean over all reply tokens, in nats; NaN for no examples."""
-    total, tokens = 0.0, 0
-    for batch in micro_batches(examples, budget):
-        total -= float(frozen_logprobs(decoder, batch).sum())
-        tokens += batch.targets.numel()
-    return total / tokens if tokens else math.nan
+    if not examples:
+        return math.nan
+    logprobs = torch.cat(trainer.logprobs([Trajectory(example, (), 0.0) for example in examples], "policy"))
+    return -float(logprobs.double().mean())

@@ -88,6 +88,10 @@ class Trainer(Protocol):
         """Go back to what `save_state` returned. Raises `BrokenInputError` when a file is damaged or missing."""
         ...
 
+    def restart(self) -> None:
+        """After a `LostWorkersError`: as in the beginning again, and without state until `load_state`."""
+        ...
+
     def close(self) -> None:
         """End processes and free memory."""
         ...
@@ -188,6 +192,9 @@ class LocalTrainer:
         self.execution.load_state_dict(state["execution"])
         if self.reference is not None:
             load_learnt_weights(self.reference, state["reference"])
+
+    def restart(self) -> None:
+        """Nothing that this process holds is lost while it lives."""
 
     def close(self) -> None:
         """Nothing is held that goes not by itself."""

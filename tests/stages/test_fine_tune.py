@@ -20,6 +20,8 @@ from ponder.pipeline import run_pipeline
 from ponder.recipe import load_recipe
 from ponder.run import RunFolder, stage_seed
 from ponder.stages import fine_tune
+from ponder.training import trainer
+from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example
 from ponder.training.update import UpdateStatistics
 
@@ -99,13 +101,13 @@ Step = Callable[..., UpdateStatistics]
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """The examples of each update."""
     seen: list[list[Example]] = []
-    original: Step = fine_tune.supervised_step
+    original: Step = trainer.supervised_step
 
     def step(model: Any, optimizer: Any, examples: Sequence[Example], budget: int) -> UpdateStatistics:
         seen.append(list(examples))
         return original(model, optimizer, examples, budget)
 
-    monkeypatch.setattr(fine_tune, "supervised_step", step)
+    monkeypatch.setattr(trainer, "supervised_step", step)
     return seen
 
 
@@ -184,7 +186,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
 ) -> None:
     """Interrupted before the update of these calls, counted anew after each start."""
     whole = go("whole")
-    original = fine_tune.supervised_step
+    original = trainer.supervised_step
     left = list(stops)
     calls = [0]
 
@@ -194,7 +196,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(fine_tune, "supervised_step", step)
+    monkeypatch.setattr(trainer, "supervised_step", step)
     while left:
         calls[0] = 0
         # a start after the last checkpoint may have fewer updates left than the number says
@@ -208,7 +210,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
-    original = fine_tune.Optimizer.step
+    original = Optimizer.step
     count = [0]
 
     def step(self: Any, *args: Any) -> float | None:
@@ -217,7 +219,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
             self.parameters[0].grad[0, 0] = math.inf
         return original(self, *args)
 
-    monkeypatch.setattr(fine_tune.Optimizer, "step", step)
+    monkeypatch.setattr(Optimizer, "step", step)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_logged(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ from ponder.errors import InterruptedRunError, UsageError
 from ponder.model.embedded import FOLDERS
 from ponder.model.folder import load_folder
 from ponder.pipeline import run_pipeline
-from ponder.recipe import load_recipe
+from ponder.recipe import OptimizerSettings, load_recipe
 from ponder.run import RunFolder
-from ponder.stages import fine_tune
 from ponder.store import datasets
+from ponder.training import trainer
 from ponder.training.checkpoint import load_state
 from ponder.training.supervised import hold_out, mean_loss, render_rows
+from ponder.training.trainer import LocalTrainer, TrainerSettings
 
 ROWS = [datasets.Example(f"e{i}", "test", "math", "en", f"{i}+1?", f"after {i}", str(i + 1)) for i in range(60)]
 LORA = {"rank": 4, "alpha": 8}
@@ -74,14 +75,15 @@ def test_the_loss_falls_and_the_folder_left_is_plain_and_has_what_was_learnt(fol
     assert moved == {name for name in before if name.endswith("proj.weight")}
     left = load_folder(model_folder(run))
     rendered = render_rows(ROWS, "mini", left.tokenizer, 100)
-    assert mean_loss(left.decoder, hold_out(rendered.examples)[1], 4096) == pytest.approx(losses[-1], abs=1e-4)
+    trainer = LocalTrainer(left.decoder, TrainerSettings(OptimizerSettings(), total_steps=1, budget=4096))
+    assert mean_loss(trainer, hold_out(rendered.examples)[1]) == pytest.approx(losses[-1], abs=1e-4)
 
 
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
 def test_a_killed_stage_goes_on_bit_for_bit(folder: Path, quantise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"lora": {**LORA, "quantise": quantise}}
     whole = train(folder, "whole", **settings)
-    step, calls = fine_tune.supervised_step, []
+    step, calls = trainer.supervised_step, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -89,12 +91,12 @@ def test_a_killed_stage_goes_on_bit_for_bit(folder: Path, quantise: str, monkeyp
             raise KeyboardInterrupt
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(fine_tune, "supervised_step", interrupted)
+    monkeypatch.setattr(trainer, "supervised_step", interrupted)
     with contextlib.suppress(InterruptedRunError):
         train(folder, "broken", **settings)
     state = load_state(folder / "broken" / "stages" / "student" / "state")
     assert state is not None
-    assert all(name.endswith(("adapter_a", "adapter_b")) for name in state["weights"])
+    assert all(name.endswith(("adapter_a", "adapter_b")) for name in state["trainer"]["weights"])
     broken = train(folder, "broken", **settings)
     left, expected = weights(model_folder(broken)), weights(model_folder(whole))
     assert all(torch.equal(weight, left[name]) for name, weight in expected.items())

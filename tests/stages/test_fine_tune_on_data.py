@@ -23,6 +23,7 @@ from ponder.recipe import load_recipe
 from ponder.run import RunFolder
 from ponder.stages import fine_tune
 from ponder.store import datasets
+from ponder.training import trainer
 from ponder.training.packing import Example
 from ponder.training.update import UpdateStatistics, supervised_step
 
@@ -115,13 +116,14 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
         seen.append(list(examples))
         return supervised_step(model, optimizer, examples, budget)
 
-    monkeypatch.setattr(fine_tune, "supervised_step", step)
+    monkeypatch.setattr(trainer, "supervised_step", step)
     return seen
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, stops: list[int]) -> None:
     """Stop before the update of these calls, counted anew after each stop; an empty list stops no more."""
-    original = getattr(fine_tune, name)
+    owner = trainer if name == "supervised_step" else fine_tune
+    original = getattr(owner, name)
     calls = [0]
 
     def step(*args: Any, **kwargs: Any) -> UpdateStatistics:
@@ -133,7 +135,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, stops: list[int]) -> N
         statistics: UpdateStatistics = original(*args, **kwargs)
         return statistics
 
-    monkeypatch.setattr(fine_tune, name, step)
+    monkeypatch.setattr(owner, name, step)
 
 
 # --- data sets -----------------------------------------------------------------------------------------------------

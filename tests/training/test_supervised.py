@@ -20,6 +20,7 @@ from ponder.model.folder import LoadedModel
 from ponder.model.load import load_model
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
+from ponder.recipe import OptimizerSettings
 from ponder.store import datasets
 from ponder.training.packing import Example
 from ponder.training.supervised import (
@@ -32,6 +33,7 @@ from ponder.training.supervised import (
     part_padding_from_end,
     render_rows,
 )
+from ponder.training.trainer import LocalTrainer, TrainerSettings
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -328,6 +330,7 @@ def test_mean_loss_is_over_tokens(tokenizer: Tokenizer) -> None:
         for i, target in enumerate(example.reply_ids, start=len(example.prompt_ids) - 1):
             total -= float(logprobs[i, target])
     before = copy.deepcopy(decoder.state_dict())
-    assert mean_loss(decoder, examples, 4) == pytest.approx(total / 4, rel=1e-5)
-    assert math.isnan(mean_loss(decoder, [], 4))
+    trainer = LocalTrainer(decoder, TrainerSettings(OptimizerSettings(), total_steps=1, budget=4))
+    assert mean_loss(trainer, examples) == pytest.approx(total / 4, rel=1e-5)
+    assert math.isnan(mean_loss(trainer, []))
     assert all(torch.equal(a, b) for a, b in itertools.zip_longest(before.values(), decoder.state_dict().values()))
