@@ -690,7 +690,7 @@ class DeadlineSettings(Settings):
     start_s: float = Field(600.0, gt=0)
     """Until a worker has started and holds the model."""
     silent_s: float = Field(60.0, gt=0)
-    """Between two signs of life of a rollout worker that has work."""
+    """Between two signs of life of a rollout worker that has work, or of a rank."""
     rollout_s: float = Field(3600.0, gt=0)
     """For one batch of rollouts on one worker."""
     update_s: float = Field(3600.0, gt=0)

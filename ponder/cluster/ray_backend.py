@@ -97,7 +97,7 @@ class RayBackend:
         statistics = self.engine.statistics
         return {
             "cluster/restarts": now[0] - before[0],
-            "time/rollout_wait": now[1] - before[1],
+            "time/wait": now[1] - before[1],
             "time/weights": statistics.weights_s,
         }
 

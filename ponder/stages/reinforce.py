@@ -318,7 +318,8 @@ class Reinforcement:
         metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
         metrics["time/training"] = self.elapsed
         metrics |= {"tokens/sampled": tokens, "tokens/trained": tokens}
-        metrics["speed/rollout_tokens_per_s"] = tokens / times["rollout"]
+        overlap = self.context.recipe.cluster.schedule != "synchronous"
+        metrics["speed/rollout_tokens_per_s"] = tokens / (sum(times.values()) if overlap else times["rollout"])
         metrics["speed/train_tokens_per_s"] = tokens / times["update"]
         self.context.rollouts.add(self.step, [row for group in groups for row in group.rows()])
         self.context.metrics.write(self.step, metrics)
