@@ -52,6 +52,8 @@ test: $(DEV) ## Run the tests, without those marked slow
 		echo "Chromium is missing, so the tests of the web page will be skipped; make browser installs it" >&2
 	@test -e tests/llama_cpp/node_modules/.stamp || \
 		echo "llama.cpp is missing, so some tests of exports will be skipped; make llama-cpp installs it" >&2
+	@test -e .venv-vllm/.stamp || \
+		echo "vLLM is missing, so the tests of its rollout workers will be skipped; make vllm installs it" >&2
 	$(BIN)/python -m pytest -m "not slow"
 
 slow: $(DEV) ## Run the tests marked slow

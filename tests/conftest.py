@@ -20,7 +20,6 @@ from hypothesis import settings
 ALLOWED_SKIPS = (
     "../shared",  # example data that lies beside the repository, where it lies at all
     "no GPU",
-    "no vLLM",
     "no cgroup v2",
 )
 """Beginnings of the reasons for which a test may be skipped in CI; each names something that a CI machine may lack."""
