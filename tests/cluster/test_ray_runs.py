@@ -1,0 +1,193 @@
+"""Whole stages on Ray: the same bits whoever dies, and every schedule whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import Done, make_model, make_recipe, same_weights, timeless
+
+from ponder.cluster.processes import descendants
+from ponder.cluster.ray_backend import RayBackend
+from ponder.cluster.runtime import Runtime
+from ponder.pipeline import run_pipeline
+from ponder.recipe import ClusterSettings, Recipe, load_recipe, to_yaml
+from ponder.stages.reinforce import Reinforcement
+
+CLUSTER = {
+    "kind": "ray",
+    "rollout": {"workers": 2},
+    "trainer": {"ranks": 2},
+    "deadlines": {"silent_s": 10, "update_s": 60},
+}
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def ray_runs() -> Iterator[None]:
+    """One Ray for all: stages find it running."""
+    with Runtime(ClusterSettings.model_validate(CLUSTER)):
+        yield
+
+
+def recipe_on_ray(model: Path, **cluster: Any) -> Recipe:
+    """Six steps with checkpoints after the third and the sixth."""
+    recipe = make_recipe(
+        model,
+        steps=STEPS,
+        prompts_per_step=4,
+        checkpoint_every=3,
+        algorithm={"kl": {"beta": 0.01}},
+        evaluation={"every": 3, "problems": 2, "samples": 2},
+    )
+    return load_recipe(recipe.model_dump(mode="json") | {"cluster": CLUSTER | cluster})
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(ray_runs: None, model_folder: Path, tmp_path: Path) -> Run:
+    def run(folder: str, **cluster: Any) -> Done:
+        run_pipeline(recipe_on_ray(model_folder, **cluster), tmp_path / folder, quiet=True)
+        return Done(tmp_path / folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_runs: None, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run_pipeline(recipe_on_ray(model_folder), folder, quiet=True)
+    return Done(folder)
+
+
+def assert_same_run(found: Done, expected: Done) -> None:
+    """Bit for bit, but for what was lost on the way."""
+    assert same_weights(found.weights, expected.weights)
+    for split in ("train", "test"):
+        assert found.rollouts(split) == expected.rollouts(split)
+    plain = [
+        [{k: v for k, v in line.items() if k != "cluster/restarts"} for line in timeless(done.lines)]
+        for done in (found, expected)
+    ]
+    assert plain[0] == plain[1]
+
+
+def assert_whole(done: Done) -> None:
+    """Every step has four problems, each sampled four times, and no problem is trained on twice."""
+    for step in range(1, STEPS + 1):
+        rows = [row for row in done.rollouts() if row.step == step]
+        assert Counter(row.sample for row in rows) == dict.fromkeys(range(4), 4)
+        assert set(Counter(row.problem_id for row in rows).values()) == {4}
+    assert len({row.problem_id for row in done.rollouts()}) == 4 * STEPS
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[RayBackend], None]) -> None:
+    """Do something once, before the update of a step."""
+    original, done = Reinforcement._update, [False]
+
+    def update(self: Reinforcement, groups: Any) -> Any:
+        if self.step + 1 == step and not done[0]:
+            done[0] = True
+            assert isinstance(self.backend, RayBackend)
+            act(self.backend)
+        return original(self, groups)
+
+    monkeypatch.setattr(Reinforcement, "_update", update)
+
+
+def kill_a_worker(backend: RayBackend) -> None:
+    pid = int(backend.engine._workers[1].where.split()[1])
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_a_rank(backend: RayBackend) -> None:
+    where = backend.trainer._where[1]
+    assert where is not None
+    os.kill(where[0], signal.SIGKILL)
+
+
+def test_ranks_learn_what_one_process_learns(unbroken: Done, model_folder: Path, tmp_path: Path) -> None:
+    """The first step draws the same tokens; after it, rounding may part them."""
+    local = recipe_on_ray(model_folder).model_copy(update={"cluster": ClusterSettings()})
+    run_pipeline(local, tmp_path / "local", quiet=True)
+    expected = Done(tmp_path / "local")
+
+    def first(done: Done) -> list[tuple[str, int, tuple[int, ...]]]:
+        return [(row.problem_id, row.sample, tuple(row.token_ids)) for row in done.rollouts() if row.step == 1]
+
+    assert first(unbroken) == first(expected)
+    for name in ("loss/policy", "grad/norm", "policy/kl", "reward/mean"):
+        assert unbroken.series(name)[0] == pytest.approx(expected.series(name)[0], rel=1e-4, abs=1e-6), name
+    assert_whole(unbroken)
+
+
+def test_a_run_that_loses_processes_ends_bit_for_bit_as_the_unbroken_one(
+    run: Run, unbroken: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollout worker in step 4, a rank in step 5."""
+    at_step(monkeypatch, 4, kill_a_worker)
+    at_step(monkeypatch, 5, kill_a_rank)
+    assert_same_run(run("broken"), unbroken)
+
+
+def test_one_step_behind_is_whole(run: Run) -> None:
+    done = run("behind", schedule="one_step_behind")
+    assert_whole(done)
+    assert done.series("policy/staleness") == [0, 1, 1, 0, 1, 1]
+
+
+def test_asynchronous_runs_lose_and_double_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill_both(backend: RayBackend) -> None:
+        kill_a_worker(backend)
+        kill_a_rank(backend)
+
+    at_step(monkeypatch, 5, kill_both)
+    done = run("asynchronous", schedule="asynchronous", max_staleness=2)
+    assert_whole(done)
+    assert 0 < max(done.series("policy/staleness")) <= 2
+    assert [line["step"] for line in done.training] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.timeout(300)
+def test_a_driver_that_is_killed_is_started_again_and_ends_bit_for_bit(
+    unbroken: Done, model_folder: Path, tmp_path: Path, repository: Path
+) -> None:
+    """By `ponder run`, in processes of their own: the supervisor's child is killed once it has passed a checkpoint."""
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe_on_ray(model_folder)), encoding="utf-8")
+    command = [sys.executable, "-m", "ponder", "run", "recipe.yaml", "--run", "run"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(repository)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while '"step": 4' not in (metrics.read_text() if metrics.exists() else ""):
+            assert process.poll() is None, process.communicate()[0].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (driver,) = [pid for pid in descendants(process.pid) if _is_driver(pid)][:1]
+        os.kill(driver, signal.SIGKILL)
+        output, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output.decode()
+    assert_same_run(Done(tmp_path / "run"), unbroken)
+
+
+def _is_driver(pid: int) -> bool:
+    return b"ponder\0run" in Path(f"/proc/{pid}/cmdline").read_bytes()
