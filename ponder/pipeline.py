@@ -45,7 +45,7 @@ from ponder.recipe import (
 from ponder.run import RunFolder, StageContext, StageRecord, StopRequest, stage_seed, utc_now
 from ponder.store.files import disk_advice, disk_errors
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raised by whoever changes what a stage computes from the same settings: every cached result is then stale."""
 
 _SAME_STOP_S = 1.0
