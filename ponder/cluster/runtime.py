@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder.cluster.processes import children, descendants, end_processes, scratch_folder
+from ponder.cluster.watch import RayWatch
 from ponder.errors import UsageError
 from ponder.recipe import ClusterSettings
 
@@ -57,12 +58,15 @@ class Runtime:
 
         cpus, gpus = needs(settings, reward_models)
         with contextlib.ExitStack() as stack, _sigterm_kept():
-            if ray.is_initialized():  # by the program that calls Ponder, to which it belongs
-                pass
-            elif settings.address is None:
-                _start(stack, cpus, weight_bytes)
-            else:
-                _join(stack, settings.address, settings.deadlines.start_s)
+            if not ray.is_initialized():  # else it belongs to the program that calls Ponder
+                watching = stack.enter_context(contextlib.ExitStack())
+                if settings.address is None:
+                    _start(stack, cpus, weight_bytes)
+                else:
+                    _join(stack, settings.address, settings.deadlines.start_s)
+                watch = RayWatch(settings.deadlines.silent_s)
+                watching.callback(watch.close)  # it has an eye on the leaving, too
+                stack.callback(watch.leave)
             _require_resources(settings, cpus, gpus)
             self._stack = stack.pop_all()
 
