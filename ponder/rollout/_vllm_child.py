@@ -36,6 +36,9 @@ MAX_LOG_BYTES = 1 << 20
 CPU_CACHE_BYTES = 2 << 30
 """Most bytes of keys and values on a CPU, unless the settings say otherwise; a GPU is shared out by `memory_share`."""
 
+CPU_BATCH_TOKENS = 4096
+"""Tokens of prompts in one step on a CPU."""
+
 CPU_SEQUENCES = 256
 """Sequences at once on a CPU, as many as vLLM takes on most GPUs."""
 
@@ -244,7 +247,14 @@ def start_engine(
     if on_cpu:
         sequence = bytes_per_token * arguments["max_model_len"]
         cache = max(2 * sequence, min(CPU_CACHE_BYTES, CPU_SEQUENCES * sequence))
-        chosen = {"enforce_eager": True, "max_num_seqs": CPU_SEQUENCES, "kv_cache_memory_bytes": cache}
+        chosen = {
+            "enforce_eager": True,
+            "max_num_seqs": CPU_SEQUENCES,
+            "kv_cache_memory_bytes": cache,
+            # after a part of a prompt vLLM turns the random stream back, which a CPU's cannot be (0.32, 0.33)
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_BATCH_TOKENS, arguments["max_model_len"]),
+        }
     arguments = {**chosen, **options, **arguments}
     if on_cpu and arguments["enforce_eager"]:
         _compile_nothing()

@@ -107,6 +107,16 @@ def test_greedy_tokens_are_those_of_the_native_engine(vllm: VllmSession, mini: L
     assert_alike(sample(vllm, requests, Sampling(40, temperature=0)), greedy(mini.decoder, requests, 40))
 
 
+def test_more_prompts_than_one_step_holds_are_sampled(vllm: VllmSession, mini: LoadedModel) -> None:
+    """More rollouts than run side by side, and more prompt tokens than a step computes."""
+    long = requests_of(mini, 1)[0].prompt_ids * 6
+    requests = [Request((*long, i), f"many {i}", 6) for i in range(80)]
+    assert sum(len(request.prompt_ids) for request in requests) > 4096
+    found = sample(vllm, requests, Sampling(6))
+    assert [len(group) for group in found] == [6] * 80
+    assert all(0 < len(c.logprobs) == len(c.ids) <= 6 for group in found for c in group)
+
+
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
 def test_logprobs_are_those_of_the_scaled_logits(vllm: VllmSession, mini: LoadedModel, temperature: float) -> None:
     requests = requests_of(mini, 4)
