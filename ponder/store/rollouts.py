@@ -302,6 +302,12 @@ class RolloutStore:
 
 
 def _connect_writer(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        # a reader that comes at this moment finds the tables, or no file
+        unborn = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        with closing(sqlite3.connect(unborn)) as db:
+            db.executescript(_SCHEMA)
+        unborn.replace(path)
     db = sqlite3.connect(path, timeout=30.0)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")  # one sync a step: a power cut loses nothing that was acknowledged

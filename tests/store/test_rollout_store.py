@@ -336,3 +336,28 @@ def test_kill_9_in_the_middle_of_writing_loses_no_acknowledged_row(tmp_path: Pat
     database = sqlite3.connect(store.path)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def test_a_reader_never_finds_a_file_without_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at before every statement of the writer's that is not a query."""
+    path = tmp_path / "rollouts.sqlite"
+    connect, seen = sqlite3.connect, []
+
+    class Watched(sqlite3.Connection):
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            seen.append(RolloutStore(path).count())
+            return super().execute(*arguments)
+
+        def executescript(self, script: str) -> sqlite3.Cursor:
+            seen.append(RolloutStore(path).count())
+            return super().executescript(script)
+
+    def watched(*arguments: Any, **settings: Any) -> sqlite3.Connection:
+        return connect(*arguments, **settings, **({} if "uri" in settings else {"factory": Watched}))
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    with closing(RolloutWriter(path, "zero")) as writer:
+        writer.add(1, [])
+    assert set(seen) == {0}
+    assert len(seen) > 3
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
