@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from ponder.cluster.ray_backend import RayBackend
 from ponder.cluster.runtime import Runtime
 from ponder.pipeline import run_pipeline
 from ponder.recipe import ClusterSettings, Recipe, load_recipe, to_yaml
+from ponder.run import RunFolder
 from ponder.stages.reinforce import Reinforcement
+from ponder.store.metrics import series
 
 CLUSTER = {
     "kind": "ray",
@@ -191,3 +194,62 @@ def test_a_driver_that_is_killed_is_started_again_and_ends_bit_for_bit(
 
 def _is_driver(pid: int) -> bool:
     return b"ponder\0run" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_the_other_verbs_do_on_a_cluster_what_they_do_in_one_process(ray_runs: None, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"problem": f"{i} + 1", "solution": f"<think>{i} and 1</think> {i + 1}"} for i in range(60)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {"arithmetic": {"difficulty": 2}}
+    sampling = {"max_tokens": 24}
+    recipe = {
+        "name": "verbs",
+        "threads": 1,
+        "judging": {"workers": 0},
+        "cluster": CLUSTER,
+        "stages": {
+            "dev": {
+                "verb": "fine_tune",
+                "model": "mini-llama",
+                "template": "mini",
+                "data": [str(data)],
+                "steps": 4,
+                "context": 128,
+                "tokens_per_step": 256,
+                "tokens_per_micro_batch": 128,
+                "lora": {"rank": 2},
+                "min_stop_rate": 1e-9,
+                "checkpoint_every": 2,
+            },
+            "kept": {
+                "verb": "sample",
+                "model": "dev",
+                "template": "mini",
+                "tasks": tasks,
+                "problems": 4,
+                "samples": 2,
+                "sampling": sampling,
+                "keep": {"correct": False, "finished": False},
+            },
+            "table": {
+                "verb": "evaluate",
+                "models": ["dev", "mini-llama"],
+                "template": "mini",
+                "tasks": tasks,
+                "problems": 4,
+                "samples": 2,
+                "sampling": sampling,
+            },
+        },
+    }
+    local = recipe | {"cluster": "local"}
+    found, expected = (RunFolder(tmp_path / name) for name in ("ray", "local"))
+    run_pipeline(load_recipe(recipe), found.path, to="table", quiet=True)
+    run_pipeline(load_recipe(local), expected.path, to="table", quiet=True)
+    for name in ("loss/train", "loss/heldout", "length/stop_rate"):
+        ours, theirs = (series(run.metrics("dev"), name) for run in (found, expected))
+        assert len(ours) > 0
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-4), name
+    values = [[(row["model"], row["metric"], row["value"]) for row in run.evaluations()] for run in (found, expected)]
+    assert len(values[0]) > 10
+    assert [v[:2] for v in values[0]] == [v[:2] for v in values[1]]
