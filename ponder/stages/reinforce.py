@@ -26,7 +26,7 @@ from ponder.algorithms.advantages import combine_rewards, has_variance
 from ponder.algorithms.kl import kl_reward_penalty
 from ponder.algorithms.overlong import soft_overlong_penalty
 from ponder.cluster.backend import Backend, LocalBackend
-from ponder.errors import LostWorkersError
+from ponder.errors import InterruptedRunError, LostWorkersError
 from ponder.evaluation.heldout import engine_sampling, evaluate_problems
 from ponder.model.folder import save_folder
 from ponder.model.load import load_model
@@ -89,14 +89,18 @@ class Reinforcement:
         self.context.reporter.begin(self.stage.steps, done=self.step)
         if not resumed:
             self._preflight()
+        lost: LostWorkersError | None = None
         while True:
             try:
+                if lost is not None:  # and who else is lost meanwhile
+                    self._recover(lost)
+                    resumed = self._resume()
                 self._run_on(resumed)
+                policy = self.backend.policy()
                 break
             except LostWorkersError as error:
-                self._recover(error)
-                resumed = self._resume()
-        save_folder(self.context.model_dir, self.backend.policy(), self.tokenizer, self.model.generation)
+                lost = error
+        save_folder(self.context.model_dir, policy, self.tokenizer, self.model.generation)
 
     def _run_on(self, resumed: bool) -> None:
         stage, reporter = self.stage, self.context.reporter
@@ -396,7 +400,7 @@ class Reinforcement:
         """Start lost workers anew, or give up where that has happened too often."""
         self.recoveries += 1
         if self.recoveries > self.context.recipe.cluster.max_restarts or load_state(self.context.state_dir) is None:
-            raise error
+            raise InterruptedRunError(str(error)) from error
         self.context.reporter.warn(f"{error}; back to the last checkpoint ({self.recoveries})")
         self.backend.recover()
 

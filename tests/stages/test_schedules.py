@@ -204,6 +204,28 @@ def test_what_is_lost_is_done_again(run: Run, monkeypatch: pytest.MonkeyPatch, s
         assert broken.rollouts() == whole.rollouts()
 
 
+def test_what_is_lost_during_a_recovery_is_mended_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("whole", "synchronous")
+    update, load, calls = LocalTrainer.policy_updates, LocalTrainer.load_state, Counter[str]()
+
+    def updates(self: LocalTrainer, parts: Any) -> Any:
+        calls["update"] += 1
+        if calls["update"] == 7:
+            raise LostWorkersError("trainer rank 0 of 1 died")
+        return update(self, parts)
+
+    def loads(self: LocalTrainer, *arguments: Any) -> None:
+        calls["load"] += 1
+        if calls["load"] == 1:
+            raise LostWorkersError("trainer rank 0 of 1 died again")
+        load(self, *arguments)
+
+    monkeypatch.setattr(LocalTrainer, "policy_updates", updates)
+    monkeypatch.setattr(LocalTrainer, "load_state", loads)
+    assert same_weights(run("broken", "synchronous").weights, whole.weights)
+    assert calls == {"update": 8 + 3, "load": 2}
+
+
 def test_too_many_losses_end_the_run_and_the_next_start_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("whole", "one_step_behind")
     original, broken = LocalTrainer.policy_updates, [True]
