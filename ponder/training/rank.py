@@ -27,8 +27,8 @@ from ponder.training.sharded_checkpoint import (
     write_part,
 )
 from ponder.training.sharding import Shard, Sharding, gather, named_shards, place, spread
-from ponder.training.trainer import TrainerSettings
-from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, policy_step, supervised_step
+from ponder.training.trainer import TrainerSettings, update_policy
+from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, supervised_step
 
 
 class RankTrainer:
@@ -100,20 +100,7 @@ class RankTrainer:
 
     def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
         """See `Trainer`."""
-        s = self.settings
-        updates = [
-            policy_step(
-                self.policy,
-                self.optimizer,
-                part,
-                s.algorithm,
-                temperature=s.temperature,
-                max_tokens=s.max_tokens,
-                budget=s.budget,
-                reference=self.reference,
-            )
-            for part in parts
-        ]
+        updates = update_policy(self.policy, self.optimizer, parts, self.settings, self.reference)
         self._version += 1
         return updates
 

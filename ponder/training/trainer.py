@@ -97,6 +97,29 @@ class Trainer(Protocol):
         ...
 
 
+def update_policy(
+    policy: Decoder,
+    optimizer: Optimizer,
+    parts: Sequence[Sequence[Trajectory]],
+    settings: TrainerSettings,
+    reference: Decoder | None,
+) -> list[UpdateStatistics]:
+    """An optimizer step on each part, in order, as the settings say."""
+    return [
+        policy_step(
+            policy,
+            optimizer,
+            part,
+            settings.algorithm,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            budget=settings.budget,
+            reference=reference,
+        )
+        for part in parts
+    ]
+
+
 class LocalTrainer:
     """A `Trainer` in this process. It trains the decoder that it is given, in place, or adapters that it puts there."""
 
@@ -134,20 +157,7 @@ class LocalTrainer:
         self.execution.notes.clear()
 
     def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
-        s = self.settings
-        updates = [
-            policy_step(
-                self.policy,
-                self.optimizer,
-                part,
-                s.algorithm,
-                temperature=s.temperature,
-                max_tokens=s.max_tokens,
-                budget=s.budget,
-                reference=self.reference,
-            )
-            for part in parts
-        ]
+        updates = update_policy(self.policy, self.optimizer, parts, self.settings, self.reference)
         self._version += 1
         self._tell_notes()
         return updates

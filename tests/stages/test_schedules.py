@@ -115,7 +115,7 @@ def run(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Reinforcement, "_open_backend", open_backend)
 
     def run(folder: str, schedule: str, max_staleness: int = 1, **changes: Any) -> Done:
-        cluster = {"kind": "ray", "schedule": schedule, "max_staleness": max_staleness}
+        cluster = {"kind": "ray", "schedule": schedule, "max_staleness": max_staleness, "max_restarts": 2}
         recipe = make_recipe(model_folder, **({"steps": 8, "checkpoint_every": 4} | changes))
         run_pipeline(Recipe.model_validate(recipe.model_dump() | {"cluster": cluster}), tmp_path / folder, quiet=True)
         return Done(tmp_path / folder)
@@ -228,16 +228,18 @@ def test_what_is_lost_during_a_recovery_is_mended_too(run: Run, monkeypatch: pyt
 
 def test_too_many_losses_end_the_run_and_the_next_start_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("whole", "one_step_behind")
-    original, broken = LocalTrainer.policy_updates, [True]
+    original, broken, calls = LocalTrainer.policy_updates, [True], [0]
 
     def updates(self: LocalTrainer, parts: Any) -> Any:
         if broken[0] and self.version == 5:
+            calls[0] += 1
             raise LostWorkersError("trainer rank 0 of 1 died")
         return original(self, parts)
 
     monkeypatch.setattr(LocalTrainer, "policy_updates", updates)
     with pytest.raises(InterruptedRunError, match="trainer rank 0 of 1 died"):
         run("broken", "one_step_behind")
+    assert calls[0] == 3
     broken[0] = False
     assert same_weights(run("broken", "one_step_behind").weights, whole.weights)
 
