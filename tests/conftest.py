@@ -21,6 +21,7 @@ ALLOWED_SKIPS = (
     "../shared",  # example data that lies beside the repository, where it lies at all
     "no GPU",
     "no cgroup v2",
+    "no network namespaces",
 )
 """Beginnings of the reasons for which a test may be skipped in CI; each names something that a CI machine may lack."""
 
