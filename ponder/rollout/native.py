@@ -175,6 +175,8 @@ class _Row:
     max_tokens: int
     sampling: Sampling
     completion: Completion
+    version: int | None = None
+    """Of the weights that its last token was drawn under."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ class NativeSession:
             logits.append(torch.stack(joining))
         if not logits:
             return []
-        ended = self._sample(torch.cat(logits))
+        ended = self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
         finished = [(self._rows[i].request, self._rows[i].sample, self._rows[i].completion) for i in ended]
         for index in sorted(ended, reverse=True):
             last = self._rows.pop()
@@ -294,29 +296,30 @@ class NativeSession:
             chosen = torch.from_numpy(uniforms if whole else uniforms[members]).to(logits.device)
             drawn = draw_with_entropy(logits if whole else logits[members], chosen, sampling)
             for index, token, logprob, entropy in zip(members, *(x.tolist() for x in drawn), strict=True):
-                if self._take(rows[index], token, logprob, entropy):
+                row = rows[index]
+                completion = row.completion
+                if row.version != self.version:
+                    row.version = self.version
+                    completion.versions.append((len(completion.ids), self.version))
+                completion.ids.append(token)
+                completion.logprobs.append(logprob)
+                completion.entropies.append(entropy)
+                if token in sampling.stop_ids or (sampling.stop and self._stops(completion.ids, sampling.stop)):
+                    completion.finish_reason = "stop"
+                    ended.append(index)
+                elif len(completion.ids) >= row.max_tokens:
                     ended.append(index)
         return ended
 
-    def _by_sampling(self) -> list[tuple[list[int], Sampling]]:
+    def _by_sampling(self) -> list[tuple[Sequence[int], Sampling]]:
         """The rows that are sampled alike; nearly always all of them."""
+        first = self._rows[0].sampling
+        if all(row.sampling is first for row in self._rows):
+            return [(range(len(self._rows)), first)]
         alike: dict[Sampling, list[int]] = {}
         for index, row in enumerate(self._rows):
             alike.setdefault(row.sampling, []).append(index)
         return [(members, sampling) for sampling, members in alike.items()]
-
-    def _take(self, row: _Row, token: int, logprob: float, entropy: float) -> bool:
-        """Write a token down; returns whether it was the row's last."""
-        completion, sampling = row.completion, row.sampling
-        if not completion.versions or completion.versions[-1][1] != self.version:
-            completion.versions.append((len(completion.ids), self.version))
-        completion.ids.append(token)
-        completion.logprobs.append(logprob)
-        completion.entropies.append(entropy)
-        if token in sampling.stop_ids or (sampling.stop and self._stops(completion.ids, sampling.stop)):
-            completion.finish_reason = "stop"
-            return True
-        return len(completion.ids) >= row.max_tokens
 
     def _stops(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         assert self.decode is not None
