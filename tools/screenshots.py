@@ -101,6 +101,9 @@ def take_rollouts(camera: Camera, run: str) -> None:
         page.get_by_text("Judging …").wait_for(state="hidden")
         page.evaluate("scrollTo(0, 0)")
         camera.take(page, "rollout")
+        page.get_by_label("Colour by").select_option(label="Entropy")
+        page.evaluate("scrollTo(0, 0)")
+        camera.take(page, "rollout-entropy")
 
 
 def take_tables(camera: Camera, run: str, stage: str) -> None:
