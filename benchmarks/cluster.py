@@ -131,9 +131,7 @@ def coordination(options: argparse.Namespace) -> None:
             if not options.table_only:
                 train(options.recipe, folder, [f"seed={repeat}", *overrides, *SHORT, *options.set])
             lines = steps_of(read_metrics(folder / "metrics.jsonl", STAGE))
-            seconds[name] += [
-                later["elapsed"] - earlier["elapsed"] for earlier, later in itertools.pairwise(lines)
-            ]
+            seconds[name] += [later["elapsed"] - earlier["elapsed"] for earlier, later in itertools.pairwise(lines)]
     medians = {name: median(values) for name, values in seconds.items()}
     rows = [[name, f"{len(seconds[name])}", f"{medians[name]:.2f}"] for name in PAIR]
     print(table(["way", "steps", "s a step"], rows))
