@@ -40,6 +40,9 @@ from ponder.run import RunFolder, stage_seed
 from ponder.tasks import ProblemStream
 
 STAGE = "zero"
+MARK = "PONDER_FAULTS"
+"""In the environment of all that the run starts, so that it can be told from what others run here."""
+
 PROMPTS, GROUP = 8, 4
 RECOVERY_S = 600.0
 """A run that makes no step for so long after a fault has not survived it."""
@@ -109,13 +112,14 @@ class Soak:
         self.options = options
         self.run = RunFolder(folder / "run")
         self.recipe = folder / "recipe.json"
+        self.environment = os.environ | {"TMPDIR": str(folder), MARK: folder.name}
         self.random = random.Random(options.seed)
         self.faults: list[Fault] = []
         self.begun = time.monotonic()
 
     def go(self) -> dict[str, Any]:
         self.recipe.write_text(json.dumps(RECIPE))
-        before = leftovers()
+        before = shared_memory()
         process = self.start(self.run.path, [])
         end = self.begun + 60 * self.options.minutes
         self.wait_for_step(process, 0)
@@ -127,7 +131,7 @@ class Soak:
             "seconds": round(time.monotonic() - self.begun),
             "exit_code": code,
             "faults": [asdict(fault) for fault in self.faults],
-            "left": sorted(leftovers() - before),
+            "left": self.left() + sorted(shared_memory() - before),
             **self.check(),
         }
         return result | (self.compare(result["steps"]) if self.options.compare else {})
@@ -137,13 +141,18 @@ class Soak:
         """What the run printed."""
         return self.recipe.with_name("log")
 
+    def left(self) -> list[str]:
+        """Processes and temporary folders that the run should have ended or removed."""
+        processes = [f"process {pid}: {line}" for pid, line in marked(self.environment[MARK])]
+        return processes + [str(path) for path in self.recipe.parent.glob("ponder-*")]
+
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def start(self, run: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "ponder", "run", str(self.recipe), "--run", str(run)]
         argv += [part for override in overrides for part in ("--set", override)]
         with open(self.said, "ab") as log:
-            return subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            return subprocess.Popen(argv, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         """Ask it to end, as a scheduler does."""
@@ -236,22 +245,24 @@ Key = tuple[int, str, int]
 
 def rollouts(run: RunFolder) -> Iterator[tuple[Key, tuple[bytes, bytes]]]:
     """Every rollout that was trained on, with its tokens and their log-probabilities as they are stored."""
-    query = "SELECT step, problem_id, sample, ids, logprobs FROM rollouts JOIN tokens USING (id) WHERE split = 'train'"
+    query = (
+        "SELECT step, problem_id, sample, ids, logprobs FROM rollouts LEFT JOIN tokens USING (id) WHERE split = 'train'"
+    )
     with closing(sqlite3.connect(run.rollouts_path)) as connection:
         for step, problem, sample, ids, logprobs in connection.execute(query):
             yield (step, problem, sample), (ids, logprobs)
 
 
-def leftovers() -> set[str]:
-    """What a run must not leave behind: processes of Ray and Ponder, shared memory, temporary folders."""
-    processes = {
-        f"process {pid.name}: {line[:100]}"
-        for pid in Path("/proc").iterdir()
-        if pid.name.isdecimal() and (line := command_line(int(pid.name)).strip())
-        if any(part in line for part, _ in KINDS.values()) or "ray::" in line
-    }
-    folders = [path for place in ("/dev/shm", tempfile.gettempdir()) for path in Path(place).glob("*")]
-    return processes | {str(path) for path in folders if "ponder-" in path.name or path.parent.name == "shm"}
+def marked(mark: str) -> Iterator[tuple[int, str]]:
+    """Processes with the soak's mark in their environment, but this one, and their command lines."""
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdecimal() and mark.encode() in (folder / "environ").read_bytes():
+                yield int(folder.name), command_line(int(folder.name)).strip()
+
+
+def shared_memory() -> set[str]:
+    return {str(path) for path in Path("/dev/shm").iterdir()}
 
 
 def report(result: dict[str, Any]) -> str:
@@ -276,7 +287,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.compare and "judge" in options.kinds:
         parser.error("--compare needs --kinds without judge")
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+    # a short name: Ray puts sockets below it
+    with tempfile.TemporaryDirectory(prefix="f-") as folder:
         soak = Soak(options, Path(folder))
         try:
             result = soak.go()

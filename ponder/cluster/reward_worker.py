@@ -67,6 +67,7 @@ class SeparateRewardModel:
         self._ray.kill(self._actor)
 
     def _start(self) -> Any:
+        self._has_started = False
         remote: Any = self._ray.remote(RewardWorker)
         return remote.options(num_cpus=1, max_concurrency=_CALLS).remote(self._model, self._settings.rollout.threads)
 
@@ -75,7 +76,7 @@ class SeparateRewardModel:
         from ray.exceptions import RayError, RayTaskError
 
         limits = self._settings.deadlines
-        begun, silent, allowed = time.monotonic(), 0.0, limits.start_s
+        begun, silent = time.monotonic(), 0.0
         scores, beat = self._actor.score_replies.remote(prompts, replies), self._actor.is_alive.remote()
         try:
             while True:
@@ -83,14 +84,17 @@ class SeparateRewardModel:
                 answered, _ = self._ray.wait([scores, beat], num_returns=1, timeout=_SLICE_S)
                 if scores in answered:
                     found: list[float] = self._ray.get(scores)
+                    self._has_started = True
                     return found, ""
                 if beat in answered:
                     self._ray.get(beat)
-                    silent, allowed = 0.0, limits.silent_s
-                    time.sleep(min(_BEAT_S, limits.silent_s / 4))
+                    self._has_started, silent = True, 0.0
+                    self._ray.wait([scores], timeout=min(_BEAT_S, limits.silent_s / 4))
                     beat = self._actor.is_alive.remote()
+                    continue
                 # a driver that was itself stopped for a while must not take that for the worker's silence
                 silent += min(time.monotonic() - looked, 2 * _SLICE_S)
+                allowed = limits.silent_s if self._has_started else limits.start_s
                 if silent > allowed:
                     return None, f"was silent for {allowed:g} s while the driver waited for {len(replies)} scores"
                 if time.monotonic() - begun > limits.rollout_s:

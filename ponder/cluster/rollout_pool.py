@@ -287,8 +287,8 @@ class RolloutPool:
         answered, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         # a driver that was itself stopped for a while must not take that for the workers' silence
         elapsed = min(time.monotonic() - begun, 2 * _SLICE_S)
-        for worker in calls.values():
-            worker.waited += elapsed / len(worker.awaited())
+        for worker in set(calls.values()):
+            worker.waited += elapsed
         lost = {calls[call]: why for call in answered if (why := self._take(calls[call], call)) is not None}
         for worker in self._workers:
             if worker not in lost and (why := self._is_late(worker)) is not None:

@@ -144,7 +144,7 @@ class _Supervisor:
 
 def _how_it_died(code: int) -> str:
     if code >= 0:
-        return f"was ended from outside Python, with exit code {code} (as Ray does when its head is gone)"
+        return f"was ended by Ray, or by the watch over it (exit code {code})"
     return f"was killed by {signal.Signals(-code).name}"
 
 

@@ -79,6 +79,9 @@ def test_a_lost_worker_is_replaced_and_asked_again(
     by: int, why: str, model: SeparateRewardModel, warnings: list[str], tmp_path: Path
 ) -> None:
     assert model.score_replies(["p", "p"], ["four", "seven"]) == [4.0, 5.0]
+    begun = time.monotonic()
+    assert [model.score_replies(["p"], ["x" * n]) for n in range(1, 11)] == [[float(n)] for n in range(1, 11)]
+    assert time.monotonic() - begun < 5  # whoever waits for a sign of life does not wait for it alone
     (tmp_path / "trap").write_text(str(int(by)))
     assert model.score_replies(["p", "p"], ["four", "seven"]) == [4.0, 5.0]
     assert len(warnings) == 1
