@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ponder.cluster.processes import children, descendants, end_processes, scratch_folder
 from ponder.cluster.watch import RayWatch
-from ponder.errors import UsageError
+from ponder.errors import InterruptedRunError, UsageError
 from ponder.recipe import ClusterSettings
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ _WEIGHT_COPIES = 3
 _POLL_S = 1.0
 _EXIT_S = 10.0
 """How long processes that were told to end may take before they are killed."""
+
+_STARTS = 3
+"""Tries to start Ray."""
 
 _LONGEST_FOLDER = 36
 """Characters: Ray's sockets lie 66 characters below its folder, and the system allows 107 in all."""
@@ -123,6 +126,27 @@ def _has_token() -> bool:
 
 
 def _start(stack: contextlib.ExitStack, cpus: float, weight_bytes: int) -> None:
+    """Start Ray, again where a start fails: on a busy machine its processes may miss deadlines of its own.
+
+    Raises `InterruptedRunError` when it does not start.
+    """
+    for _ in range(_STARTS):
+        with contextlib.ExitStack() as own:
+            try:
+                _try_to_start(own, cpus, weight_bytes)
+            except Exception as error:  # noqa: BLE001 - Ray raises no narrower one
+                failure = error
+                continue
+            stack.enter_context(own.pop_all())
+            return
+    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    raise InterruptedRunError(
+        f"Ray does not start on this machine, in {_STARTS} tries ({reason}): `ponder doctor` says what may be lacking, "
+        "and the same command goes on where it was"
+    ) from failure
+
+
+def _try_to_start(stack: contextlib.ExitStack, cpus: float, weight_bytes: int) -> None:
     import ray
 
     folder = stack.enter_context(scratch_folder("ray", _LONGEST_FOLDER))

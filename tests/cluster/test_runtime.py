@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 
 from ponder.cluster.processes import command_line, descendants, is_alive
 from ponder.cluster.runtime import Runtime, as_arrays, as_tensors, needs
-from ponder.errors import UsageError
+from ponder.errors import InterruptedRunError, UsageError
 from ponder.recipe import ClusterSettings
 
 
@@ -127,3 +127,21 @@ def test_neither_processes_nor_memory_nor_files_stay_of_a_driver_that_ends_or_is
         assert {path.name for path in Path("/dev/shm").iterdir()} <= before
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_start_of_ray_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a bare exception where its processes miss their own deadlines, as they may on a busy machine."""
+    import ray
+
+    tries: list[str] = []
+
+    def init(**arguments: object) -> None:
+        tries.append(str(arguments["_temp_dir"]))
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(InterruptedRunError, match=r"in 3 tries \(The current node timed out during startup\.\)"):
+        Runtime(settings())
+    assert len(set(tries)) == 3
+    assert not any(Path(folder).exists() for folder in tries)
