@@ -53,12 +53,18 @@ class _Drawn(NamedTuple):
 
     def entropies(self) -> Tensor:
         """(n,) in nats."""
-        weights = (self.scaled - self.offset).exp_() if self.weights is None else self.weights
-        dot = torch.linalg.vecdot(weights, self.scaled)
+        if self.weights is None:
+            # large logits round: what is near the peak must be told from it, not from zero
+            peak = self.scaled.amax(-1, keepdim=True)
+            scaled, offset = self.scaled - peak, torch.zeros_like(peak)
+            weights = scaled.exp()
+            total = weights.sum(-1)
+        else:
+            scaled, offset, weights, total = self.scaled, self.offset, self.weights, self.total.squeeze(1)
+        dot = torch.linalg.vecdot(weights, scaled)
         if not bool(dot.isfinite().all()):  # an impossible token's logit is -inf: 0 * -inf, where its part is 0
-            dot = torch.linalg.vecdot(weights, self.scaled.clamp(min=torch.finfo(torch.float32).min))
-        total = self.total.squeeze(1)
-        return (self.offset.squeeze(1) + total.log() - dot / total).clamp(min=0)
+            dot = torch.linalg.vecdot(weights, scaled.clamp(min=torch.finfo(torch.float32).min))
+        return (offset.squeeze(1) + total.log() - dot / total).clamp(min=0)
 
 
 def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> _Drawn:

@@ -55,4 +55,4 @@ def test_the_option_strings_are_those_of_the_recipe() -> None:
     assert options(AlgorithmSettings, "advantage_scale") == get_args(advantages.AdvantageScale)
     assert options(AlgorithmSettings, "reward_aggregate") == get_args(advantages.RewardAggregate)
     assert options(KlSettings, "estimator") == get_args(kl.KlEstimator)
-    assert options(ImportanceSettings, "mode") == get_args(importance.ImportanceMode)
+    assert options(ImportanceSettings, "mode") == ("auto", *get_args(importance.ImportanceMode))
