@@ -101,7 +101,7 @@ def _set_environment(own: bool) -> None:
     """What Ray reads when it is imported, and the processes that it starts when they are."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # the head would keep a record of every call, of which a long run makes millions
-    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # noqa: SIM112
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # calls to workers that are replaced fail without anybody waiting
     # workers that reserve no GPU see none: say so before Ray warns that it will
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
