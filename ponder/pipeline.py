@@ -40,6 +40,7 @@ from ponder.recipe import (
     SourceSettings,
     Stage,
     TaskSettings,
+    TrainRewardStage,
     load_recipe,
 )
 from ponder.run import RunFolder, StageContext, StageRecord, StopRequest, stage_seed, utc_now
@@ -181,7 +182,8 @@ def stages_up_to(recipe: Recipe, to: str | None) -> list[str]:
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:
-    """A hash of all that each stage's result depends on: its settings, seed, threads, inputs and Ponder's version.
+    """A hash of all that each stage's result depends on: its settings, seed, threads, inputs and Ponder's version; the
+    precision, and on a cluster who samples and when.
 
     A change thus reaches the stages downstream of it, and no others. Hexadecimal, 32 digits.
     """
@@ -198,8 +200,17 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
         }
         if isinstance(stage, SampleStage) and stage.decontaminate_ngram:
             parts |= _benchmark_files(recipe)
+        if not isinstance(stage, TrainRewardStage):  # which computes in fp32, in the run's own process
+            parts |= _computing(recipe)
         hashes[name] = _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())
     return hashes
+
+
+def _computing(recipe: Recipe) -> dict[str, Any]:
+    """Where and in which arithmetic a result came about, where that is not the default."""
+    cluster = recipe.cluster.what_counts()
+    precision = {} if recipe.precision == "fp32" else {"precision": recipe.precision}
+    return precision | ({"cluster": cluster} if cluster else {})
 
 
 def input_hash(recipe: Recipe, reference: str, hashes: dict[str, str]) -> str:

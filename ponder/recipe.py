@@ -721,16 +721,12 @@ class ClusterSettings(Settings):
     deadlines: DeadlineSettings = DeadlineSettings()
 
     def what_counts(self) -> dict[str, Any]:
-        """The settings that a result depends on, where they are not the defaults."""
-        apart: Any = {
-            "address": True,
-            "reward_models": True,
-            "max_restarts": True,
-            "deadlines": True,
-            "rollout": {"gpus", "cpus", "vllm"},
-            "trainer": {"gpus", "cpus"},
-        }
-        return {} if self.kind == "local" else self.model_dump(mode="json", exclude=apart)
+        """What a result depends on beyond rounding. How many workers and ranks there are is not among it: a run may go
+        on with others, and is then no longer repeated bit for bit."""
+        if self.kind == "local":
+            return {}
+        staleness = {"max_staleness": self.max_staleness} if self.schedule == "asynchronous" else {}
+        return {"kind": self.kind, "engine": self.rollout.engine, "schedule": self.schedule, **staleness}
 
 
 class StoreSettings(Settings):

@@ -374,6 +374,27 @@ def test_hashes_change_downstream_only() -> None:
     assert changed(recipe, make_recipe("seed=1")) == list(recipe.stages)
     assert changed(recipe, make_recipe("threads=2")) == list(recipe.stages)
     assert changed(recipe, make_recipe("name=s")) == []
+    assert changed(recipe, make_recipe("device=cpu")) == []
+    assert changed(recipe, make_recipe("precision=bf16")) == list(recipe.stages)
+
+
+def test_on_a_cluster_it_counts_who_samples_and_when_and_not_how_many_they_are() -> None:
+    local, ray = make_recipe(), make_recipe("cluster=ray")
+    assert changed(local, make_recipe("cluster.rollout.workers=2")) == []
+    assert changed(local, ray) == list(ray.stages)
+    for same in (
+        "rollout.workers=2",
+        "trainer.ranks=2",
+        "trainer.sharding=ddp",
+        "deadlines.silent_s=5",
+        "max_staleness=3",
+    ):
+        assert changed(ray, make_recipe("cluster=ray", f"cluster.{same}")) == [], same
+    for other in ("rollout.engine=vllm", "schedule=one_step_behind"):
+        assert changed(ray, make_recipe("cluster=ray", f"cluster.{other}")) == list(ray.stages), other
+    loose = make_recipe("cluster=ray", "cluster.schedule=asynchronous")
+    looser = make_recipe("cluster=ray", "cluster.schedule=asynchronous", "cluster.max_staleness=3")
+    assert changed(loose, looser) == list(ray.stages)
 
 
 def test_new_code_makes_every_result_stale(monkeypatch: pytest.MonkeyPatch) -> None:

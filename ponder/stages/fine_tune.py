@@ -28,7 +28,7 @@ from typing import Protocol
 from ponder.cluster.engines import Engines
 from ponder.cluster.trainers import open_trainer, trained_decoder
 from ponder.curation.sources import read_source
-from ponder.errors import LostWorkersError, RefusedError, UsageError
+from ponder.errors import InterruptedRunError, LostWorkersError, RefusedError, UsageError
 from ponder.evaluation.heldout import JudgedProblem, engine_sampling, judged_problem
 from ponder.mini.world import MiniWorld
 from ponder.model.config import DecoderConfig
@@ -118,8 +118,8 @@ def run_stage(stage: FineTuneStage, context: StageContext) -> None:
     """Train, and leave a Hugging Face folder in the stage's `model/`.
 
     Raises `UsageError` for data, a context or a teacher that do not fit; `RefusedError` when a check before training or
-    the gate after it fails, or when updates are not finite; `LostWorkersError` when a cluster loses its ranks more
-    often than the recipe allows.
+    the gate after it fails, or when updates are not finite; `InterruptedRunError` when a cluster loses its ranks
+    more often than the recipe allows.
     """
     with closing(Engines(context.recipe, context.reporter.warn)) as engines:
         FineTuning(stage, context, engines).run()
@@ -145,8 +145,7 @@ class FineTuning:
             self.trainer = open_trainer(
                 self.model, self._settings(), self.context.recipe, self.context.reporter.warn, stack
             )
-            self._train()
-            trained = trained_decoder(self.model, self.trainer)
+            trained = self._train()
         save_folder(self.context.model_dir, trained, self.model.tokenizer, self.model.generation)
         self._gate(trained)
 
@@ -162,15 +161,20 @@ class FineTuning:
             activation_checkpointing=recipe.activation_checkpointing,
         )
 
-    def _train(self) -> None:
+    def _train(self) -> Decoder:
+        """Returns the trained model, whole."""
         if not self._resume() and (facts := self.lesson.begin(self.trainer)):
             self.context.metrics.write(0, facts)
         self.context.reporter.begin(self.lesson.total_steps, done=self.step)
-        while self.step < self.lesson.total_steps:
+        lost: LostWorkersError | None = None
+        while True:
             try:
+                if lost is not None:  # and who else is lost meanwhile
+                    self._recover(lost)
                 self._train_on()
+                return trained_decoder(self.model, self.trainer)
             except LostWorkersError as error:
-                self._recover(error)
+                lost = error
 
     def _train_on(self) -> None:
         while self.step < self.lesson.total_steps:
@@ -187,7 +191,7 @@ class FineTuning:
         """Start lost ranks anew, or give up where that has happened too often."""
         self.recoveries += 1
         if self.recoveries > self.context.recipe.cluster.max_restarts:
-            raise error
+            raise InterruptedRunError(str(error)) from error
         self.context.reporter.warn(f"{error}; back to the last checkpoint ({self.recoveries})")
         self.trainer.restart()
         self._resume()
