@@ -51,8 +51,8 @@ from ponder.training.update import Trajectory, UpdateStatistics
 def run_stage(stage: ReinforceStage, context: StageContext) -> None:
     """Train, and leave a Hugging Face folder in the stage's `model/`.
 
-    Raises `RefusedError` when the preflight, or later the watchdog, sees a run that cannot learn, `LostWorkersError`
-    when a cluster loses its workers more often than the recipe allows.
+    Raises `RefusedError` when the preflight, or later the watchdog, sees a run that cannot learn,
+    `InterruptedRunError` when a cluster loses its workers more often than the recipe allows.
     """
     with ExitStack() as stack:
         Reinforcement(stage, context, stack).run()

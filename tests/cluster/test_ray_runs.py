@@ -19,6 +19,7 @@ from tiny_runs import Done, make_model, make_recipe, same_weights, timeless
 from ponder.cluster.processes import descendants
 from ponder.cluster.ray_backend import RayBackend
 from ponder.cluster.runtime import Runtime
+from ponder.errors import InterruptedRunError
 from ponder.pipeline import run_pipeline
 from ponder.recipe import ClusterSettings, Recipe, load_recipe, to_yaml
 from ponder.run import RunFolder
@@ -146,6 +147,27 @@ def test_a_run_that_loses_processes_ends_bit_for_bit_as_the_unbroken_one(
     at_step(monkeypatch, 4, kill_a_worker)
     at_step(monkeypatch, 5, kill_a_rank)
     assert_same_run(run("broken"), unbroken)
+
+
+def test_a_run_goes_on_with_other_numbers_of_workers_and_ranks(
+    run: Run, unbroken: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in step 4; nothing is done twice, and what is learnt differs by rounding only."""
+    original = Reinforcement._watch
+
+    def stop(self: Reinforcement, groups: Any) -> None:
+        original(self, groups)
+        self.context.stop.made = self.step == 4
+
+    monkeypatch.setattr(Reinforcement, "_watch", stop)
+    with pytest.raises(InterruptedRunError):
+        run("other")
+    monkeypatch.setattr(Reinforcement, "_watch", original)
+    done = run("other", rollout={"workers": 1}, trainer={"ranks": 1, "sharding": "ddp"})
+    assert_whole(done)
+    assert [line["step"] for line in done.training] == list(range(1, STEPS + 1))
+    assert done.series("loss/policy")[:4] == unbroken.series("loss/policy")[:4]
+    assert done.series("grad/norm")[4] == pytest.approx(unbroken.series("grad/norm")[4], rel=1e-3)
 
 
 def test_one_step_behind_is_whole(run: Run) -> None:
