@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import Done, make_recipe, same_weights, timeless
 
 from ponder.cluster.backend import LocalBackend
 from ponder.errors import InterruptedRunError, LostWorkersError, UsageError
 from ponder.model.folder import LoadedModel
 from ponder.pipeline import run_pipeline
-from ponder.recipe import Recipe, load_recipe
+from ponder.recipe import AlgorithmSettings, ClusterSettings, ImportanceSettings, Recipe, load_recipe
 from ponder.rollout.base import Completion, OnFinished, Request, Sampling, Ticket
 from ponder.rollout.native import NativeSession
-from ponder.stages.reinforce import Reinforcement
+from ponder.stages.reinforce import Reinforcement, resolve_algorithm
 from ponder.training.trainer import LocalTrainer, TrainerSettings
 
 
@@ -279,3 +282,34 @@ def test_schedules_that_do_not_fit_are_refused(model_folder: Path, changes: dict
     overrides = [f"{path}={value}" for path, value in changes.items()]
     with pytest.raises(UsageError, match=message):
         load_recipe(make_recipe(model_folder).model_dump(mode="json"), overrides)
+
+
+def test_the_correction_is_on_wherever_the_sampler_is_not_the_trainer(model_folder: Path) -> None:
+    local = make_recipe(model_folder)
+    ray = local.model_copy(update={"cluster": ClusterSettings(kind="ray")})
+    algorithm = AlgorithmSettings()
+    assert resolve_algorithm(algorithm, local).importance.mode == "none"
+    assert resolve_algorithm(algorithm, ray).importance.mode == "token_truncate"
+    chosen = AlgorithmSettings(importance=ImportanceSettings(mode="sequence_mask"))
+    assert resolve_algorithm(chosen, ray) == resolve_algorithm(chosen, local) == chosen
+
+
+def test_a_ratio_is_above_one_where_the_trainer_gives_more_than_the_sampler_did(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer is made to say that it gives every token e times the sampler's probability."""
+    original = LocalTrainer.policy_updates
+
+    def updates(self: LocalTrainer, parts: Any) -> Any:
+        return [
+            dataclasses.replace(
+                update, logprobs={i: torch.tensor(part[i].sampler_logprobs) + 1 for i in update.logprobs}
+            )
+            for part, update in zip(parts, original(self, parts), strict=True)
+        ]
+
+    monkeypatch.setattr(LocalTrainer, "policy_updates", updates)
+    rows = [row for row in run("run", "one_step_behind").rollouts() if row.advantage]
+    assert rows
+    for row in rows:
+        assert list(row.ratios) == pytest.approx([math.e] * row.length, rel=1e-4)
