@@ -21,8 +21,8 @@ class CountingSession:
     """Each sample of a request has as many tokens as its stream's seed says, 1 to `max_tokens`; a token is the number
     of sequences that were live when it was drawn, so that the composition of the batch shows.
 
-    Whoever deletes the file `trap`, at a third step, does what it says: gets the signal of that number, exits (0) or
-    hangs (`HANG`).
+    Whoever renames the file `trap` first, at a third step, does what it says: gets the signal of that number, exits
+    (0) or hangs (`HANG`).
     """
 
     trap: Path | None = None
@@ -70,10 +70,13 @@ class CountingSession:
         pass
 
     def _fall_into_trap(self) -> None:
-        if self.trap is None or not self.trap.exists():
+        if self.trap is None:
             return
-        by = int(self.trap.read_text())
-        self.trap.unlink()
+        try:
+            sprung = self.trap.rename(self.trap.with_name(f"sprung by {os.getpid()}"))
+        except FileNotFoundError:  # there is none, or the other worker's session was faster
+            return
+        by = int(sprung.read_text())
         if by == HANG:
             time.sleep(3600)
         elif by:
