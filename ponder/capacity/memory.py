@@ -12,8 +12,8 @@ _FP32_BYTES = 4
 _NF4_BYTES = 0.5
 CACHE_BYTES = 2
 """Of a value in the cache of keys and values: bf16."""
-LOGITS = 1 << 22
-"""Logits that the log-probabilities hold at a time (ponder/training/logprobs.py; a test compares)."""
+LOGITS = 1 << 26
+"""Logits that the log-probabilities hold at a time on a GPU (ponder/training/logprobs.py; a test compares)."""
 _LOGIT_COPIES = 3  # logits, their log-softmax, the gradient
 
 

@@ -52,7 +52,7 @@ def token_reverse_kl(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teach
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        for rows in row_chunks(hidden.shape[0], head.shape[0])
+        for rows in row_chunks(hidden.shape[0], head.shape[0], hidden.device)
     ]
     return torch.cat(parts)
 

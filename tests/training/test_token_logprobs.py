@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ponder.training import logprobs as module
-from ponder.training.logprobs import token_logprobs
+from ponder.training.logprobs import row_chunks, token_logprobs
 
 
 def random_case(rows: int = 11, size: int = 5, vocabulary: int = 13) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,3 +89,11 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
     expected = torch.autograd.grad(token_logprobs(hidden, head, targets)[0].sum(), hidden)[0]
     found = torch.autograd.grad(token_logprobs(hidden, head.detach(), targets)[0].sum(), hidden)[0]
     assert torch.equal(found, expected)
+
+
+def test_an_accelerator_gets_long_chunks_and_a_cpu_those_that_its_cache_holds() -> None:
+    qwen = 152_064
+    assert row_chunks(1000, qwen, torch.device("cpu"))[:2] == [slice(0, 27), slice(27, 54)]
+    assert row_chunks(1000, qwen, torch.device("cuda")) == [slice(0, 441), slice(441, 882), slice(882, 1000)]
+    assert row_chunks(0, qwen, torch.device("cuda")) == []
+    assert row_chunks(2, 1 << 30, torch.device("cuda")) == [slice(0, 1), slice(1, 2)]
