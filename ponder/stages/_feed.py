@@ -190,6 +190,7 @@ class OneStepBehind(Synchronous):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
+        self.engine.forget()
         self._ahead = None
 
 
@@ -253,6 +254,7 @@ class Asynchronous:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """What was under way is asked for again, by its own name, under the newest weights."""
+        self.engine.forget()
         self.cursor, self._under_way = state["cursor"], []
         self.publish()
         for cursor, step in state["under_way"]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,19 @@ class InlinePool:
     """A `PoolEngine` in this process: one session over a copy of the model, which goes on whenever it is waited for."""
 
     def __init__(self, model: LoadedModel) -> None:
-        self.model = model
+        self.decoder = copy.deepcopy(model.decoder)
+        self.decode = model.tokenizer.decode
+        self.version = 0
         self.forget()
 
+    def load_weights(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
+        self.version = version
+        self.session.load_weights(version, weights)
+
     def forget(self) -> None:
-        self.session = NativeSession(copy.deepcopy(self.model.decoder), self.model.tokenizer.decode)
+        """The next session keeps the weights, as a worker's replacement gets them."""
+        self.session = NativeSession(self.decoder, self.decode, version=self.version)
+        self.open: set[Ticket] = set()
         self.batches: dict[Ticket, tuple[int, Sequence[Request], OnFinished | None]] = {}
         self.results: dict[int, dict[int, Completion]] = {}
         self.count = 0
@@ -42,6 +50,7 @@ class InlinePool:
         self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
     ) -> Ticket:
         ticket = len(self.batches)
+        self.open.add(ticket)
         self.batches[ticket] = (self.count, requests, on_finished)
         self.results |= {self.count + i: {} for i in range(len(requests))}
         self.count += len(requests)
@@ -62,6 +71,7 @@ class InlinePool:
     def finish(self, ticket: Ticket) -> list[list[Completion]]:
         while not self.is_done(ticket):
             self.go_on()
+        self.open.remove(ticket)
         first, requests, _ = self.batches[ticket]
         return [[self.results[first + i][s] for s in range(r.num_samples)] for i, r in enumerate(requests)]
 
@@ -86,7 +96,7 @@ class InlineBackend(LocalBackend):
 
     def publish(self) -> None:
         if self.published != self.trainer.version:
-            self.engine.session.load_weights(self.trainer.version, copy.deepcopy(self.trainer.policy.state_dict()))
+            self.engine.load_weights(self.trainer.version, copy.deepcopy(self.trainer.policy.state_dict()))
             self.published = self.trainer.version
 
     def recover(self) -> None:
@@ -204,6 +214,34 @@ def test_what_is_lost_is_done_again(run: Run, monkeypatch: pytest.MonkeyPatch, s
     if schedule != "asynchronous":
         assert same_weights(broken.weights, whole.weights)
         assert timeless(broken.lines) == timeless(whole.lines)
+        assert broken.rollouts() == whole.rollouts()
+
+
+@pytest.mark.parametrize(("schedule", "under_way_at_the_end"), [("one_step_behind", 0), ("asynchronous", 2)])
+def test_going_back_after_a_bad_update_drops_what_is_under_way(
+    run: Run, monkeypatch: pytest.MonkeyPatch, schedule: str, under_way_at_the_end: int
+) -> None:
+    """Step 6 is not finite, and the run goes back to step 4: the workers are not left at rollouts that nobody takes."""
+    whole = run("whole", schedule)
+    original, calls, left = LocalTrainer.policy_updates, [0], [-1]
+
+    def updates(self: LocalTrainer, parts: Any) -> Any:
+        calls[0] += 1
+        return [
+            dataclasses.replace(update, grad_norm=None if calls[0] == 6 else update.grad_norm)
+            for update in original(self, parts)
+        ]
+
+    def close(self: InlineBackend) -> None:
+        left[0] = len(self.engine.open)
+
+    monkeypatch.setattr(LocalTrainer, "policy_updates", updates)
+    monkeypatch.setattr(InlineBackend, "close", close)
+    broken = run("broken", schedule, watchdog={"max_skipped_steps": 1})
+    assert calls[0] == 8 + 2
+    assert_whole(broken)
+    assert left[0] == under_way_at_the_end
+    if schedule != "asynchronous":
         assert broken.rollouts() == whole.rollouts()
 
 
