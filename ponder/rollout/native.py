@@ -181,7 +181,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A request that is not finished, and how it is sampled."""
+    """A request with samples that wait to begin, and how it is sampled."""
 
     request: Request
     sampling: Sampling
@@ -247,7 +247,6 @@ class NativeSession:
                 self._rows[index] = last
                 self._cache.move(len(self._rows), index, last.length)
         if self.idle:
-            self._asked.clear()
             self._cache = KeyValueCache(self.decoder)  # an idle session holds no cache
         return finished
 
@@ -283,7 +282,7 @@ class NativeSession:
             self._rows.append(_Row(i, sample, length, uniforms, limit, asked.sampling, completion))
             logits.append(prompt.logits)
             if sample == asked.request.num_samples - 1:
-                del self._prompts[i]
+                del self._prompts[i], self._asked[i]
         return logits
 
     def _sample(self, logits: Tensor) -> list[int]:

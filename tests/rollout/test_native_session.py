@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -97,6 +99,21 @@ def test_what_has_not_begun_is_computed_under_the_new_weights(decoder: Decoder) 
     ((_, expected),) = NativeEngine(fresh).generate(requests, Sampling(4), SEED)
     assert second.ids == expected.ids
     assert second.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_what_has_ended_is_forgotten_though_others_go_on(decoder: Decoder) -> None:
+    """Asynchronous sampling is never idle: what it kept of each request would add up."""
+    session = NativeSession(decoder)
+    session.add(make_requests([6], num_samples=1), Sampling(30), SEED)
+    (short,) = make_requests([4], num_samples=2)
+    gone = weakref.ref(short)
+    session.add([short], Sampling(3), SEED)
+    del short
+    for _ in range(4):
+        session.step()
+    assert not session.idle
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_engine_names_the_version_of_its_weights(decoder: Decoder) -> None:
