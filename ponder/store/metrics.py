@@ -1,7 +1,7 @@
 """metrics.jsonl: one line a step, `{"stage", "step", "time", "elapsed", "<group>/<name>": number, ...}`.
 
 `time` is Unix time in seconds; `elapsed` is seconds of work in the stage, without the pauses between a stop and
-a resume. A number that is NaN or infinite is written as null, so that every line is valid JSON.
+a resume, whatever is done to the machine's clock meanwhile. A number that is NaN or infinite is written as null, so that every line is valid JSON.
 
 The file has a cap. Beyond it the older half of the lines is thinned: every second step of training stays, or every
 fourth, and so on, so that a curve keeps its whole range, finest near its end. Evaluations and a stage's first and last
@@ -68,8 +68,8 @@ class MetricsLog:
 
         `values` are numbers by metric name (`<group>/<name>`); NumPy and torch scalars are welcome.
         """
-        now = time.time()
-        line: Line = {"stage": self.stage, "step": step, "time": round(now, 3), "elapsed": round(now - self._zero, 3)}
+        elapsed = time.monotonic() - self._zero
+        line: Line = {"stage": self.stage, "step": step, "time": round(time.time(), 3), "elapsed": round(elapsed, 3)}
         for name, value in values.items():
             line[name] = _finite(value)
         try:
@@ -124,7 +124,7 @@ class MetricsLog:
         """Set the clock's zero so that `elapsed` goes on where the last kept line left it."""
         lines = (line for line in _lines(self.path) if line["stage"] == self.stage)
         done = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
-        self._zero = time.time() - done
+        self._zero = time.monotonic() - done
 
 
 def read_metrics(path: Path, stage: str | None = None) -> list[Line]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def test_elapsed_leaves_out_the_pause_before_a_resume(path: Path) -> None:
         log.rewind(0)
         log.write(1, {})
     assert read_metrics(path)[-1]["elapsed"] < 10.0
+
+
+def test_a_clock_that_is_set_anew_is_no_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(MetricsLog(path, "a")) as log:
+        log.write(1, {})
+        day_later = time.time() + 86_400
+        monkeypatch.setattr(time, "time", lambda: day_later)
+        log.write(2, {})
+    first, second = read_metrics(path)
+    assert second["time"] - first["time"] > 86_000
+    assert 0 <= second["elapsed"] - first["elapsed"] < 60
 
 
 def test_a_torn_last_line_is_skipped_and_then_cut(path: Path) -> None:
