@@ -95,7 +95,7 @@ class PoolEngine(Engine, Protocol):
         self, requests: Sequence[Request], sampling: Sampling, seed: int, on_finished: OnFinished | None = None
     ) -> Ticket:
         """Ask without waiting. `on_finished` is called from within a later call of this engine, in the caller's thread,
-        and again for completions that a lost worker's replacement had to sample once more."""
+        once for each completion, whoever is lost meanwhile."""
         ...
 
     def finish(self, ticket: Ticket) -> list[list[Completion]]:
