@@ -1,7 +1,8 @@
 """metrics.jsonl: one line a step, `{"stage", "step", "time", "elapsed", "<group>/<name>": number, ...}`.
 
 `time` is Unix time in seconds; `elapsed` is seconds of work in the stage, without the pauses between a stop and
-a resume, whatever is done to the machine's clock meanwhile. A number that is NaN or infinite is written as null, so that every line is valid JSON.
+a resume, whatever is done to the machine's clock meanwhile. A number that is NaN or infinite is written as null, so
+that every line is valid JSON.
 
 The file has a cap. Beyond it the older half of the lines is thinned: every second step of training stays, or every
 fourth, and so on, so that a curve keeps its whole range, finest near its end. Evaluations and a stage's first and last
