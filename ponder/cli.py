@@ -1,7 +1,8 @@
 """The command `ponder`. Each command parses its arguments, calls one function, and prints what it returns.
 
 Exit codes: 0 done, 2 wrong use, 3 refused by preflight or gate, 4 broken input, 5 interrupted but resumable, 1 anything
-else. A `PonderError` is one sentence on standard error; any other exception is a defect and keeps its traceback.
+else. A `PonderError`, or an error about a file, is one sentence on standard error; any other exception is a defect and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ponder.capacity.hardware import parse_cluster
 from ponder.capacity.render import estimate_json, estimate_text
 from ponder.cluster.supervise import STOP_MARGIN_S, is_supervised, join_supervisor, supervise
 from ponder.doctor import Check, Needs, diagnose, needs_of, problems, summary_rows
-from ponder.errors import PonderError, RefusedError, UsageError
+from ponder.errors import BrokenInputError, PonderError, RefusedError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark, is_benchmark
 from ponder.evaluation.tables import aligned, as_markdown, extra_tables, result_tables, settings_text
 from ponder.launch import Kind as LaunchKind
@@ -39,20 +40,26 @@ from ponder.recipe import Recipe
 from ponder.run import RunFolder, StageRecord
 from ponder.store.archive import archive_rollouts
 from ponder.store.datasets import read_card
-from ponder.store.files import atomic_write, atomic_write_json
+from ponder.store.files import atomic_write, atomic_write_json, disk_advice
 from ponder.tasks import task_names
 from ponder.verifiers import verifier_names
 
 
 class OneSentenceGroup(TyperGroup):
-    """Prints a `PonderError` as one sentence and exits with its code."""
+    """Prints a `PonderError`, or what the system says of a file, as one sentence, and exits with its code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except PonderError as error:
-            typer.echo(f"ponder: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(error.exit_code) from error
+            refused: PonderError = error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            refused = BrokenInputError(f"cannot use {error.filename}: {disk_advice(error) or error.strerror}")
+            refused.__cause__ = error
+        typer.echo(f"ponder: {' '.join(str(refused).split())}", err=True)
+        raise typer.Exit(refused.exit_code) from refused
 
 
 app = typer.Typer(
@@ -263,8 +270,7 @@ def ls(
     """
     runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
     if as_json:
-        found = [{"run": str(entry.path), **entry.manifest().model_dump(mode="json")} for entry in runs]
-        _print_json({"runs": found, "recipes": list(packaged_recipes())})
+        _print_json({"runs": [_run_json(entry) for entry in runs], "recipes": list(packaged_recipes())})
         return
     table = _table("run", "recipe", "stages")
     for entry in runs:
@@ -945,6 +951,14 @@ def _states(run: RunFolder) -> dict[str, str]:
     if "running" in states.values() and holder(run) is None:
         states = {name: "killed" if state == "running" else state for name, state in states.items()}
     return states
+
+
+def _run_json(run: RunFolder) -> dict[str, Any]:
+    """A run's manifest, or why it cannot be read."""
+    try:
+        return {"run": str(run.path), **run.manifest().model_dump(mode="json")}
+    except PonderError as error:  # the others are listed all the same
+        return {"run": str(run.path), "error": str(error)}
 
 
 def _summary(states: Mapping[str, str]) -> str:

@@ -3,7 +3,6 @@
 import json
 import resource
 import runpy
-import shutil
 import subprocess
 import sys
 import types
@@ -92,6 +91,9 @@ def test_run_leaves_a_run_folder_and_says_what_to_do_next(folder: Path) -> None:
         (["run", "broken.yaml"], 4, "broken.yaml is not a YAML file"),
         (["run", "tiny.yaml", "--run", "tiny.yaml/run"], 4, "a part of that path is a file; choose another folder"),
         (["run", "tiny.yaml", "--set", "stages.zero.template=stopped"], 5, "the same command goes on where it was"),
+        (["run", "tiny.yaml", "--run", "a" * 300], 4, "the name is too long; choose another folder"),
+        (["show", "a" * 300], 4, "the name is too long"),
+        (["export", "mini", "--to", "a" * 300], 4, "the name is too long"),
         (["show", "nothing"], 2, "runs/nothing is not a run folder"),
         (["report", "nothing"], 2, "runs/nothing is not a run folder"),
         (["archive", "nothing"], 2, "runs/nothing is not a run folder"),
@@ -163,8 +165,8 @@ def test_ls_and_show(folder: Path) -> None:
     text = ponder("ls").stdout
     assert "1 of 1 done" in text
     assert "broken" in text
-    shutil.rmtree(folder / "runs" / "broken")
     listed = json.loads(ponder("ls", "--json").stdout)
+    assert "manifest.json is not a JSON file" in listed["runs"].pop(0)["error"]
     assert [run["recipe"] for run in listed["runs"]] == ["eval-mini", "tiny"]
     for name in ("tiny", "runs/tiny", str(folder / "runs" / "tiny")):
         shown = ponder("show", name).stdout

@@ -23,6 +23,9 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only; choose another folder with --run",
     errno.EACCES: "permission denied; choose another folder with --run",
     errno.EPERM: "permission denied; choose another folder with --run",
+    errno.ENAMETOOLONG: "the name is too long; choose another folder with --run",
+    errno.EFBIG: "the file grows beyond what `ulimit -f` or the file system allows; raise it or choose another --run",
+    errno.ESTALE: "the server of that disk has lost the file; mount it again and run the same command again",
     errno.ENOTDIR: "a part of that path is a file; choose another folder with --run",
     errno.EIO: "the disk reports an input/output error; choose another folder with --run",
 }
@@ -70,12 +73,14 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise BrokenInputError(f"cannot create the folder {path}: a file of that name is in the way") from error
+        except FileNotFoundError as error:
+            raise BrokenInputError(f"cannot create the folder {path}: nothing can be made there") from error
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, whatever happens in between.
 
-    Raises `BrokenInputError` when the disk refuses; the old file is then untouched.
+    Raises `BrokenInputError` when the disk refuses, or there is no such folder; the old file is then untouched.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -86,6 +91,8 @@ def atomic_write(path: Path, content: str | bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except FileNotFoundError as error:
+            raise BrokenInputError(f"cannot write {path}: there is no folder {path.parent}") from error
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)

@@ -48,9 +48,16 @@ def test_a_folder_below_a_file_is_one_sentence(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "run")
     with pytest.raises(BrokenInputError, match="a file of that name is in the way"):
         make_folder(tmp_path / "file")
+    with pytest.raises(BrokenInputError, match="the name is too long"):
+        make_folder(tmp_path / ("a" * 300))
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOSPC])
+def test_a_file_in_no_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BrokenInputError, match="there is no folder"):
+        atomic_write(tmp_path / "none" / "x.txt", "x")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EFBIG])
 def test_advice_names_the_setting(code: int) -> None:
     advice = disk_advice(OSError(code, "no"))
     assert advice is not None
