@@ -231,7 +231,9 @@ def launch(
     ] = None,
     gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", min=0, help="GPUs of a node.")] = 8,
     memory: Annotated[int, typer.Option("--memory", metavar="GIB", min=1, help="Memory of a node.")] = 64,
-    hours: Annotated[float, typer.Option("--hours", metavar="H", min=0.1, help="Time limit of one Slurm job.")] = 24.0,
+    hours: Annotated[
+        float, typer.Option("--hours", metavar="H", min=0.1, max=8760, help="Time limit of one Slurm job.")
+    ] = 24.0,
     partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Of Slurm.")] = None,
     account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Of Slurm.")] = None,
     image: Annotated[str, typer.Option("--image", metavar="NAME", help="Of the container, in Kubernetes.")] = (

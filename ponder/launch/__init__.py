@@ -6,6 +6,7 @@ Nothing is submitted and nothing is asked of a cluster. The texts are in `templa
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ FILES: dict[Kind, tuple[str, ...]] = {
 _SHARED = "/shared"
 """Where a pod sees the shared volume."""
 _VLLM_IN_IMAGE = "/opt/vllm/bin/python"
+_WORD = re.compile(r"[\w.,:/@+-]+", re.ASCII)
+"""What a name may look like that goes into a script as it is."""
 _CLEANUP_S = 90
 """Seconds beside the recipe's `stop_s` for what comes after: the last words of the run, the end of Ray."""
 
@@ -52,9 +55,11 @@ def write_launch(
 ) -> list[Path]:
     """Write the files of a kind into a folder; their paths. `run_dir` is where the run goes, on a disk of all nodes.
 
-    Raises `UsageError` for a recipe of one process, for nodes that are too small, and for files that exist.
+    Raises `UsageError` for a recipe of one process, for nodes that are too small, for names that no script may hold,
+    and for files that exist.
     """
     wanted = LaunchSettings() if settings is None else settings
+    _check_names(wanted)
     nodes = _nodes(kind, recipe, wanted)
     folder = to.absolute()
     values = _values(kind, recipe, nodes, wanted, folder, run_dir)
@@ -68,6 +73,13 @@ def write_launch(
         if name.endswith(".sh"):
             (folder / name).chmod(0o755)
     return [folder / name for name in texts]
+
+
+def _check_names(settings: LaunchSettings) -> None:
+    for option in ("partition", "account", "image", "claim"):
+        name = getattr(settings, option)
+        if name is not None and not _WORD.fullmatch(name):
+            raise UsageError(f"--{option} {name!r} must be one word of letters, digits and _ . , : / @ + -")
 
 
 def _nodes(kind: Kind, recipe: Recipe, settings: LaunchSettings) -> list[Node]:

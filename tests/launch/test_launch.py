@@ -166,6 +166,13 @@ def test_what_cannot_be_launched(kind: Kind, settings: Any, gpus: int, sentence:
     assert not (folder / "job").exists()
 
 
+@pytest.mark.parametrize("option", ["partition", "account", "image", "claim"])
+@pytest.mark.parametrize("name", ["gpu\n#SBATCH --nodes=9", "a b", "$(id)", ""])
+def test_no_name_adds_a_line_or_a_command(option: str, name: str, folder: Path) -> None:
+    with pytest.raises(UsageError, match=f"--{option} .* must be one word"):
+        write_launch("slurm", recipe(), folder / "job", settings=LaunchSettings(**{option: name}))
+
+
 def test_files_that_somebody_may_have_edited_are_kept(folder: Path) -> None:
     arguments = ["launch", "slurm", "r1-zero-mini", "--set", "cluster=ray", "--to", "job", "--run", "/disk/zero"]
     result = CliRunner().invoke(app, arguments)
