@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import time
@@ -14,6 +13,8 @@ import pytest
 from ponder.errors import InterruptedRunError
 from ponder.pipeline import _sigterm_stops, run_recipe
 from ponder.run import RunFolder
+from ponder.stages import fine_tune
+from ponder.training import trainer
 
 STEPS = 4
 TASKS = {"arithmetic": {"difficulty": 1}}
@@ -25,8 +26,8 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "train_reward": {"verb": "train_reward", "data": ["mini-world"], "rows": 30, "rows_per_step": 7},
 }
-UPDATE = {"fine_tune": "distill_step", "train_reward": "reward_step"}
-"""By verb, the function in its module that does a step's update."""
+UPDATE = {"fine_tune": (fine_tune, "distill_step"), "train_reward": (trainer, "reward_step")}
+"""By verb, the function that does a step's update, and where it is looked up."""
 
 
 @pytest.fixture(params=STAGES)
@@ -50,9 +51,8 @@ def results(run: Path) -> dict[str, Any]:
 
 def count_updates(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, signalled_at: int) -> list[int]:
     """Let SIGTERM come before the update of that number; the list grows by one with each update."""
-    verb = recipe["stages"]["stage"]["verb"]
-    module = importlib.import_module(f"ponder.stages.{verb}")
-    update = getattr(module, UPDATE[verb])
+    module, name = UPDATE[recipe["stages"]["stage"]["verb"]]
+    update = getattr(module, name)
     done: list[int] = []
 
     def signalled(*arguments: Any, **options: Any) -> Any:
@@ -61,7 +61,7 @@ def count_updates(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, signa
             os.kill(os.getpid(), signal.SIGTERM)
         return update(*arguments, **options)
 
-    monkeypatch.setattr(module, UPDATE[verb], signalled)
+    monkeypatch.setattr(module, name, signalled)
     return done
 
 

@@ -70,7 +70,7 @@ class LocalBackend:
         """Nothing that this process holds can be lost while it lives."""
 
     def policy(self) -> Decoder:
-        return merged_decoder(self.trainer.policy)
+        return merged_decoder(self.trainer.model)
 
     def separate(self, name: str, model: RewardModel) -> RewardModel:
         return model

@@ -1,4 +1,4 @@
-"""The driver's side of the trainers: ranks of torch.distributed as Ray actors, behind the `Trainer` protocol.
+"""The driver's side of the trainers: ranks of torch.distributed as Ray actors, behind the protocols of trainers.
 
 Ranks do everything together, so that one that is lost costs them all: the others would wait for it. They are ended, and
 `LostWorkersError` tells why; `restart` brings new ones, which know nothing until `load_state`.
@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -20,8 +21,11 @@ from ponder.cluster.runtime import as_arrays, as_tensors
 from ponder.cluster.trainer_rank import Answer, RankPlan, TrainerRank
 from ponder.errors import LostWorkersError, PonderError
 from ponder.model.config import DecoderConfig
+from ponder.model.reward_model import Scored
 from ponder.recipe import ClusterSettings
 from ponder.training.packing import Example
+from ponder.training.rank import RankLearner, RankRewardTrainer, RankTrainer
+from ponder.training.reward_update import RewardExample, RewardStatistics
 from ponder.training.trainer import TrainerSettings
 from ponder.training.update import Trajectory, UpdateStatistics
 
@@ -35,27 +39,26 @@ _GRACE_S = 5.0
 """Once a rank has failed, the others have so long to say the same, or to be found dead."""
 
 
-class TrainerGroup:
-    """A `Trainer` on `cluster.trainer.ranks` ranks. Belongs to one thread."""
+class RankGroup:
+    """A `Learner` on `cluster.trainer.ranks` ranks. Belongs to one thread."""
 
     def __init__(
         self,
-        config: DecoderConfig,
+        make: Callable[..., RankLearner],
         weights: Mapping[str, Tensor],
-        settings: TrainerSettings,
         cluster: ClusterSettings,
-        keep_reference: bool = False,
         tell: Callable[[str], None] = lambda note: None,
     ) -> None:
-        """Start the ranks on Ray, which runs already. `tell` hears what a person should know.
+        """Start the ranks on Ray, which runs already; each holds what `make` makes there (see `RankPlan`).
 
-        `weights` are the policy's, by the decoder's own names. Raises `LostWorkersError` when a rank does not start
-        within `deadlines.start_s`, `UsageError` for settings that ranks cannot heed.
+        `weights` are the model's, by the decoder's own names; `tell` hears what a person should know. Raises
+        `LostWorkersError` when a rank does not start within `deadlines.start_s`, `UsageError` for settings that ranks
+        cannot heed.
         """
         import ray
 
         self._ray: Any = ray
-        self._plan = RankPlan(config, settings, cluster, keep_reference)
+        self._plan = RankPlan(make, cluster)
         self._deadlines = cluster.deadlines
         self._weights = ray.put(as_arrays(weights))
         self._tell = tell
@@ -66,41 +69,19 @@ class TrainerGroup:
         self._start()
 
     @property
-    def version(self) -> int:
-        return self._version
-
-    @property
     def lr(self) -> float:
         return self._lr
 
-    # --- the protocol ----------------------------------------------------------------------------------------------
-
-    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
-        """See `Trainer`."""
-        return self._call("an update", self._deadlines.update_s, "policy_updates", parts)
-
-    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
-        """See `Trainer`."""
-        return self._call("an update", self._deadlines.update_s, "supervised_update", examples)
-
-    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
-        """See `Trainer`."""
-        return self._call("log-probabilities", self._deadlines.update_s, "logprobs", trajectories, of)
-
-    def refresh_reference(self) -> None:
-        """See `Trainer`."""
-        self._call("a new reference", self._deadlines.weights_s, "refresh_reference")
-
     def weights(self) -> Mapping[str, Tensor]:
-        """See `Trainer`; not to be written to. `publish_ref` is for whoever only passes them on."""
+        """See `Learner`; not to be written to. `publish_ref` is for whoever only passes them on."""
         return as_tensors(self._ray.get(self.publish_ref()))
 
     def save_state(self, folder: Path, name: str) -> dict[str, Any]:
-        """See `Trainer`: each rank writes its part into `folder`, which every node must reach under that path."""
+        """See `Learner`: each rank writes its part into `folder`, which every node must reach under that path."""
         return self._call("a checkpoint", self._deadlines.weights_s, "save_state", folder.absolute(), name)
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
-        """See `Trainer`."""
+        """See `Learner`."""
         self._call("a checkpoint to be read", self._deadlines.weights_s, "load_state", folder.absolute(), state)
 
     def close(self) -> None:
@@ -230,6 +211,68 @@ class TrainerGroup:
         where = self._where[rank]
         place = "not started" if where is None else f"pid {where[0]} on {where[1]}"
         return f"trainer rank {rank} of {len(self._actors)} ({place})"
+
+
+class TrainerGroup(RankGroup):
+    """A `Trainer` on ranks."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Mapping[str, Tensor],
+        settings: TrainerSettings,
+        cluster: ClusterSettings,
+        keep_reference: bool = False,
+        tell: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        """See `RankGroup`."""
+        sharding = cluster.trainer.sharding
+        make = partial(RankTrainer, config=config, settings=settings, sharding=sharding, keep_reference=keep_reference)
+        super().__init__(make, weights, cluster, tell)
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
+        """See `Trainer`."""
+        return self._call("an update", self._deadlines.update_s, "policy_updates", parts)
+
+    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
+        """See `Trainer`."""
+        return self._call("an update", self._deadlines.update_s, "supervised_update", examples)
+
+    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
+        """See `Trainer`."""
+        return self._call("log-probabilities", self._deadlines.update_s, "logprobs", trajectories, of)
+
+    def refresh_reference(self) -> None:
+        """See `Trainer`."""
+        self._call("a new reference", self._deadlines.weights_s, "refresh_reference")
+
+
+class RewardTrainerGroup(RankGroup):
+    """A `RewardTrainer` on ranks."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Mapping[str, Tensor],
+        settings: TrainerSettings,
+        cluster: ClusterSettings,
+        tell: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        """See `RankGroup`."""
+        make = partial(RankRewardTrainer, config=config, settings=settings, sharding=cluster.trainer.sharding)
+        super().__init__(make, weights, cluster, tell)
+
+    def reward_update(self, examples: Sequence[RewardExample]) -> RewardStatistics:
+        """See `RewardTrainer`."""
+        return self._call("an update", self._deadlines.update_s, "reward_update", examples)
+
+    def raw_scores(self, replies: Sequence[Scored]) -> list[float]:
+        """See `RewardTrainer`."""
+        return self._call("scores", self._deadlines.update_s, "raw_scores", replies)
 
 
 class _SignsOfLife:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,22 +16,19 @@ import torch
 
 from ponder.cluster.runtime import as_arrays, as_tensors
 from ponder.errors import LostWorkersError, UsageError
-from ponder.model.config import DecoderConfig
 from ponder.recipe import ClusterSettings
 from ponder.training.execution import is_out_of_memory
-from ponder.training.rank import RankTrainer
+from ponder.training.rank import RankLearner
 from ponder.training.sharding import is_lost_peer, join, open_store
-from ponder.training.trainer import TrainerSettings
 
 
 @dataclass(frozen=True)
 class RankPlan:
     """What all ranks of a group are made from."""
 
-    config: DecoderConfig
-    settings: TrainerSettings
+    make: Callable[..., RankLearner]
+    """Called with `rank`, `size`, `weights` and `device` (see `RankLearner`)."""
     cluster: ClusterSettings
-    keep_reference: bool
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,10 @@ def _explained() -> Iterator[None]:
 
 
 class TrainerRank:
-    """Holds a `RankTrainer`. A call raises what that raises, and `LostWorkersError` when other ranks are gone."""
+    """Holds a `RankLearner`. A call raises what that raises, and `LostWorkersError` when other ranks are gone."""
 
     def __init__(self) -> None:
-        self._trainer: RankTrainer | None = None
+        self._trainer: RankLearner | None = None
         self._store: Any = None
 
     def where(self) -> tuple[int, str]:
@@ -85,20 +82,12 @@ class TrainerRank:
         store = self._store if rank == 0 else open_store(*place)
         with _explained():
             join(rank, ranks.ranks, store, plan.cluster.deadlines.update_s, device, loopback=place[0] == "127.0.0.1")
-            self._trainer = RankTrainer(
-                rank,
-                ranks.ranks,
-                plan.config,
-                None if weights is None else as_tensors(weights),
-                plan.settings,
-                ranks.sharding,
-                plan.keep_reference,
-                device,
-            )
+            whole = None if weights is None else as_tensors(weights)
+            self._trainer = plan.make(rank=rank, size=ranks.ranks, weights=whole, device=device)
         return self._answer(None)
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Answer:
-        """Call a method of the `Trainer`, as on all ranks at once."""
+        """Call a method of the trainer, as on all ranks at once."""
         trainer = self._trainer
         assert trainer is not None, "called before start"
         with _explained():

@@ -18,6 +18,7 @@ which T is the longest.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -263,9 +264,19 @@ class Decoder(nn.Module):
         for layer in layers:
             layer.checkpointing = enabled
 
+    def freeze(self, layers: int) -> None:
+        """Keep the embeddings and the lowest `layers` as they are: no gradient is computed through them.
+
+        0 freezes nothing.
+        """
+        if layers:
+            self.embedding.requires_grad_(False)
+            for layer in itertools.islice(self.layers, layers):
+                layer.requires_grad_(False)
+
     @property
     def head_weight(self) -> Tensor:
-        """(V, d): turns final hidden states into logits."""
+        """(V, d): turns final hidden states into logits; of a reward model (1, d), into scores."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def hidden(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:

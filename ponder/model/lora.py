@@ -165,9 +165,7 @@ def merged_decoder(decoder: Decoder) -> Decoder:
 
 
 def learnt_weights(decoder: Decoder) -> dict[str, Tensor]:
-    """What a checkpoint must hold: the adapters, or all weights of a decoder without any. Detached, not copied."""
-    if not has_adapters(decoder):
-        return decoder.state_dict()
+    """What a checkpoint must hold: whatever is not frozen, such as adapters. Detached, not copied."""
     return {name: weight.detach() for name, weight in decoder.named_parameters() if weight.requires_grad}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.errors import BrokenInputError, UsageError
@@ -30,8 +31,8 @@ from ponder.model.folder import (
     end_tokens,
     open_weights,
     read_object,
+    rename_to_hf,
     replacing_folder,
-    to_hf_tensors,
     write_json,
     write_shards,
 )
@@ -76,8 +77,26 @@ class Norm:
         return cls(float(mean), float(deviation), min(raw))
 
 
+def put_scalar_head(decoder: Decoder) -> Decoder:
+    """Give a decoder a head (1, d), of zeros, in place of its own, so that it scores sequences at their last token.
+
+    It is what of a reward model learns; `RewardModel` knows the texts around it. Changes the decoder and returns it.
+    """
+    decoder.head = Linear(decoder.config.hidden_size, 1)
+    nn.init.zeros_(decoder.head.weight)
+    # a config tells of language models' heads alone: there is none
+    decoder.config = dataclasses.replace(decoder.config, tied_embeddings=True)
+    return decoder
+
+
+def score_rows(decoder: Decoder, rows: Tensor) -> Tensor:
+    """Final hidden states (B, d) of last tokens -> raw scores (B,), in float32 or better."""
+    precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return F.linear(precise, decoder.head_weight.to(precise.dtype)).squeeze(-1)
+
+
 class RewardModel(nn.Module):
-    """A decoder and a scalar head; `scores` is the raw forward pass, `score_replies` what a reward asks for."""
+    """A decoder with a scalar head; `scores` is the raw forward pass, `score_replies` what a reward asks for."""
 
     norm: Norm
     figures: Mapping[str, float]
@@ -100,12 +119,8 @@ class RewardModel(nn.Module):
             raise UsageError(f"model: a scalar head needs a llama, qwen2 or qwen3 model, not {decoder.config.family}")
         if not tokenizer.eos_ids:
             raise UsageError("model: its tokenizer names no end token, at which a reward model reads its score")
-        decoder.head = None
-        decoder.config = dataclasses.replace(decoder.config, tied_embeddings=True)
-        self.decoder = decoder
+        self.decoder = put_scalar_head(decoder)
         self.tokenizer = tokenizer
-        self.head = Linear(decoder.config.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
         self.kind = kind
         self.score = score
         self.template = template if template == CHAT else template_text(template)  # a folder must not need a file
@@ -117,48 +132,25 @@ class RewardModel(nn.Module):
         """A new reward model on a base: `how` as in the constructor, the head drawn from the seed."""
         made = cls(model.decoder, model.tokenizer, **how)
         generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(made.head.weight, 0.0, made.decoder.config.initializer_range, generator=generator)
+        nn.init.normal_(made.decoder.head_weight, 0.0, made.decoder.config.initializer_range, generator=generator)
         return made
-
-    def freeze(self, layers: int) -> None:
-        """Keep the embeddings and the lowest `layers` as they are: no gradient is computed through them.
-
-        0 freezes nothing. Raises `UsageError` when the model has fewer layers.
-        """
-        total = self.decoder.config.num_layers
-        if layers > total:
-            raise UsageError(f"frozen_layers ({layers}) must not exceed the model's {total} layers")
-        if layers:
-            self.decoder.embedding.requires_grad_(False)
-        for layer in itertools.islice(self.decoder.layers, layers):
-            layer.requires_grad_(False)
 
     # --- scoring ---------------------------------------------------------------------------------------------------
 
     def scores(self, examples: Sequence[Scored]) -> Tensor:
-        """Raw scores (B,), differentiable. Packed without padding; neighbours with the same prompt share its rows."""
-        groups: list[tuple[int, list[int]]] = []
-        tokens: list[int] = []
-        ends: list[int] = []
-        for prompt_ids, members in itertools.groupby(examples, key=lambda e: e.prompt_ids):
-            tokens += prompt_ids
-            groups.append((len(prompt_ids), []))
-            for example in members:
-                tokens += example.reply_ids
-                groups[-1][1].append(len(example.reply_ids))
-                ends.append(len(tokens) - 1)
+        """Raw scores (B,), differentiable."""
         device = self.decoder.head_weight.device
-        packing = Packing.of_groups(groups).to(device)
-        hidden = self.decoder.hidden(torch.tensor(tokens, device=device), packing.positions, PackedAttention(packing))
-        scores: Tensor = self.head(hidden[ends]).squeeze(-1)
-        return scores
+        tokens, packing, ends = pack_scored(examples)
+        packing = packing.to(device)
+        hidden = self.decoder.hidden(tokens.to(device), packing.positions, PackedAttention(packing))
+        return score_rows(self.decoder, hidden[ends.to(device)])
 
     @torch.no_grad()
     def raw_scores(self, examples: Sequence[Scored], budget: int = SCORING_BUDGET) -> list[float]:
         """Raw scores without a gradient, at most `budget` rows at a time."""
         found: list[float] = []
-        for part in micro_batches([[example] for example in examples], budget):
-            found += self.scores([example for unit in part for example in unit]).tolist()
+        for part in micro_batches(examples, budget):
+            found += self.scores(part).tolist()
         return found
 
     def score_replies(self, prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
@@ -189,33 +181,38 @@ class RewardModel(nn.Module):
         return Scored(tuple(self.tokenizer.encode_prompt(rendered)), (*self.tokenizer.encode(reply), end))
 
 
-def micro_batches(units: Sequence[Sequence[Scored]], budget: int) -> Iterator[list[Sequence[Scored]]]:
-    """Whole units (a pair, or one reply), in order, at most `budget` rows together; a longer unit comes alone.
-
-    Rows are counted as `scores` computes them: neighbours with the same prompt share its rows.
-    """
-    batch: list[Sequence[Scored]] = []
+def micro_batches(examples: Sequence[Scored], budget: int) -> Iterator[list[Scored]]:
+    """In order, at most `budget` rows together, as `pack_scored` packs them; a longer example comes alone."""
+    batch: list[Scored] = []
     rows = 0
-    for unit in units:
-        cost = _rows(unit, behind=batch[-1][-1] if batch else None)
+    for example in examples:
+        shares = bool(batch) and batch[-1].prompt_ids == example.prompt_ids
+        cost = len(example.reply_ids) if shares else example.num_tokens
         if batch and rows + cost > budget:
             yield batch
-            batch, rows = [], 0
-            cost = _rows(unit)
-        batch.append(unit)
+            batch, rows, cost = [], 0, example.num_tokens
+        batch.append(example)
         rows += cost
     if batch:
         yield batch
 
 
-def _rows(unit: Sequence[Scored], behind: Scored | None = None) -> int:
-    """Rows that a unit adds to a batch that ends with `behind`."""
-    shared = None if behind is None else behind.prompt_ids
-    rows = 0
-    for example in unit:
-        rows += len(example.reply_ids) + (0 if example.prompt_ids == shared else len(example.prompt_ids))
-        shared = example.prompt_ids
-    return rows
+def pack_scored(examples: Sequence[Scored]) -> tuple[Tensor, Packing, Tensor]:
+    """Token ids (N,) without padding, how they lie, and the row (B,) of each example's last token.
+
+    Neighbours with the same prompt share its rows.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    tokens: list[int] = []
+    ends: list[int] = []
+    for prompt_ids, members in itertools.groupby(examples, key=lambda e: e.prompt_ids):
+        tokens += prompt_ids
+        groups.append((len(prompt_ids), []))
+        for example in members:
+            tokens += example.reply_ids
+            groups[-1][1].append(len(example.reply_ids))
+            ends.append(len(tokens) - 1)
+    return torch.tensor(tokens), Packing.of_groups(groups), torch.tensor(ends)
 
 
 def _shortened(example: Scored, longest: int) -> Scored:
@@ -242,7 +239,7 @@ def save_reward_model(path: str | Path, model: RewardModel) -> None:
         "architectures": [architecture.replace("ForCausalLM", "ForSequenceClassification")],
         "id2label": {"0": model.kind},
         "label2id": {model.kind: 0},
-        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
+        "dtype": str(model.decoder.head_weight.dtype).removeprefix("torch."),
     }
     card = {
         "kind": model.kind,
@@ -253,7 +250,9 @@ def save_reward_model(path: str | Path, model: RewardModel) -> None:
     }
     with replacing_folder(Path(path)) as folder:
         write_json(folder / CONFIG, config)
-        write_shards(folder, {**to_hf_tensors(model.decoder), _HEAD: model.head.weight.detach().cpu()})
+        weights = dict(model.decoder.named_parameters())
+        head = weights.pop("head.weight")
+        write_shards(folder, {**rename_to_hf(model.decoder.config, weights), _HEAD: head.detach().cpu()})
         model.tokenizer.save(folder)
         write_json(folder / CARD, card)
 
@@ -280,6 +279,6 @@ def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> R
     except (KeyError, TypeError) as error:
         raise BrokenInputError(f"{folder / CARD} lacks or garbles a key: {error}") from error
     model = RewardModel(decoder, Tokenizer.from_folder(folder), **how)
-    model.head.weight.data = read(_HEAD).to(dtype)
+    model.decoder.head_weight.data = read(_HEAD).to(dtype)
     model.norm, model.figures = norm, figures
     return model

@@ -28,7 +28,7 @@ from typing import Protocol
 from ponder.cluster.engines import Engines
 from ponder.cluster.trainers import open_trainer, trained_decoder
 from ponder.curation.sources import read_source
-from ponder.errors import InterruptedRunError, LostWorkersError, RefusedError, UsageError
+from ponder.errors import RefusedError, UsageError
 from ponder.evaluation.heldout import JudgedProblem, engine_sampling, judged_problem
 from ponder.mini.world import MiniWorld
 from ponder.model.config import DecoderConfig
@@ -45,6 +45,7 @@ from ponder.rewards import JudgedCompletion, RolloutJudge
 from ponder.rollout.base import Completion, Engine, Request
 from ponder.rollout.native import NativeEngine
 from ponder.run import StageContext
+from ponder.stages._recovery import despite_lost_ranks
 from ponder.store import datasets
 from ponder.tasks import ProblemStream
 from ponder.tasks.base import Problem
@@ -138,14 +139,13 @@ class FineTuning:
         self.step = 0
         self.cursor = 0
         self.skipped = 0
-        self.recoveries = 0
 
     def run(self) -> None:
         with ExitStack() as stack:
             self.trainer = open_trainer(
                 self.model, self._settings(), self.context.recipe, self.context.reporter.warn, stack
             )
-            trained = self._train()
+            trained = despite_lost_ranks(self.context, self._train, self.trainer.restart)
         save_folder(self.context.model_dir, trained, self.model.tokenizer, self.model.generation)
         self._gate(trained)
 
@@ -166,17 +166,6 @@ class FineTuning:
         if not self._resume() and (facts := self.lesson.begin(self.trainer)):
             self.context.metrics.write(0, facts)
         self.context.reporter.begin(self.lesson.total_steps, done=self.step)
-        lost: LostWorkersError | None = None
-        while True:
-            try:
-                if lost is not None:  # and who else is lost meanwhile
-                    self._recover(lost)
-                self._train_on()
-                return trained_decoder(self.model, self.trainer)
-            except LostWorkersError as error:
-                lost = error
-
-    def _train_on(self) -> None:
         while self.step < self.lesson.total_steps:
             self.context.stop_if_requested(self._checkpoint)
             lr = self.trainer.lr
@@ -186,15 +175,7 @@ class FineTuning:
             self._guard(lap.update)
             self._log(lap, lr)
             self._checkpoint_if_due()
-
-    def _recover(self, error: LostWorkersError) -> None:
-        """Start lost ranks anew, or give up where that has happened too often."""
-        self.recoveries += 1
-        if self.recoveries > self.context.recipe.cluster.max_restarts:
-            raise InterruptedRunError(str(error)) from error
-        self.context.reporter.warn(f"{error}; back to the last checkpoint ({self.recoveries})")
-        self.trainer.restart()
-        self._resume()
+        return trained_decoder(self.model, self.trainer)
 
     def _guard(self, update: UpdateStatistics) -> None:
         self.skipped = 0 if update.finite else self.skipped + 1

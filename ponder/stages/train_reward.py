@@ -5,7 +5,7 @@
     repeat: minimise the loss on the next rows
     measure on what was held out         (accuracy, calibration, length bias)
 
-`RewardTraining.run` is the last two lines. All that a step does follows from the weights, the optimizer's state, the
+`RewardTraining._train` is the last two lines. All that a step does follows from the weights, the optimizer's state, the
 seed and the step's number, which is what a checkpoint holds: a killed run goes on bit for bit as if it had not been.
 
 Sources: [R1] 3.1, B.2.
@@ -20,11 +20,15 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
+from ponder.cluster.trainers import open_reward_trainer
 from ponder.curation.endpoint import Endpoint
 from ponder.curation.judge import judge_pairs
 from ponder.curation.preference_data import (
@@ -43,16 +47,16 @@ from ponder.evaluation.metrics import Estimate
 from ponder.model.load import load_model
 from ponder.model.parser import split_thinking
 from ponder.model.reward_model import Norm, RewardModel, Scored, save_reward_model
-from ponder.model.runtime import pick_device
 from ponder.model.templates import template_hash
 from ponder.recipe import TrainRewardStage
 from ponder.run import StageContext
+from ponder.stages._recovery import despite_lost_ranks
 from ponder.store.datasets import LabelledReply, PreferencePair, write_rows
 from ponder.store.files import atomic_write, atomic_write_json, make_folder, read_json
 from ponder.training.checkpoint import load_state, save_state
-from ponder.training.optimizer import Optimizer
-from ponder.training.reward_update import RewardExample, reward_step
+from ponder.training.reward_update import RewardExample
 from ponder.training.supervised import part_padding_from_end
+from ponder.training.trainer import TrainerSettings
 
 MINI_WORLD = "mini-world"
 
@@ -80,7 +84,7 @@ def run_stage(stage: TrainRewardStage, context: StageContext) -> None:
     """Train, measure, and leave the reward model in the stage's `model/`.
 
     Raises `UsageError` for data or settings that do not fit, `RefusedError` for data that cannot teach or measure, or
-    updates that are not finite.
+    updates that are not finite; `InterruptedRunError` when a cluster loses its ranks more often than the recipe allows.
     """
     RewardTraining(stage, context).run()
 
@@ -94,32 +98,57 @@ class RewardTraining:
         base = load_model(context.model_source(stage.model))
         part_padding_from_end(base)
         self.model = RewardModel.on(base, context.seed, kind=stage.kind, score=stage.score, template=stage.template)
-        self.model.to(pick_device(context.recipe.device))
-        self.model.freeze(stage.frozen_layers)
-        longest = self.model.decoder.config.max_positions
-        if stage.max_tokens > longest:
-            raise UsageError(f"max_tokens ({stage.max_tokens}) must not exceed the model's {longest} positions")
+        config = self.model.decoder.config
+        if stage.frozen_layers > config.num_layers:
+            raise UsageError(
+                f"frozen_layers ({stage.frozen_layers}) must not exceed the model's {config.num_layers} layers"
+            )
+        if stage.max_tokens > config.max_positions:
+            raise UsageError(
+                f"max_tokens ({stage.max_tokens}) must not exceed the model's {config.max_positions} positions"
+            )
         self.left_out: Counter[str] = Counter()
         self.training, self.held_out = self._split(read_data(stage, context, self.left_out))
         self.total = max(1, round(stage.epochs * len(self.training)))
         self.steps = math.ceil(self.total / stage.rows_per_step)
-        self.optimizer = Optimizer(self.model, stage.optimizer, self.steps)
         self.step = 0
         self.skipped = 0
 
     def run(self) -> None:
+        context = self.context
+        with ExitStack() as stack:
+            self.trainer = open_reward_trainer(
+                self.model, self._settings(), context.recipe, context.reporter.warn, stack
+            )
+            weights = despite_lost_ranks(context, self._train, self.trainer.restart)
+            self.model.decoder.load_state_dict(dict(weights))
+        save_reward_model(context.model_dir, self.model)
+
+    def _settings(self) -> TrainerSettings:
+        stage, recipe = self.stage, self.context.recipe
+        return TrainerSettings(
+            optimizer=stage.optimizer,
+            total_steps=self.steps,
+            budget=stage.tokens_per_micro_batch,
+            precision=recipe.precision,
+            activation_checkpointing=recipe.activation_checkpointing,
+            frozen_layers=stage.frozen_layers,
+        )
+
+    def _train(self) -> Mapping[str, Tensor]:
+        """Returns the trained decoder's weights, whole."""
         self._resume()
         self.context.reporter.begin(self.steps, done=self.step)
         if not self.step:
             self._describe_data()
         while self.step < self.steps:
             self.context.stop_if_requested(self._checkpoint)
-            self._train()
+            self._update()
             if self.step == self.steps:
                 self._measure()
             if self.step == self.steps or self.step % self.stage.checkpoint_every == 0:
                 self._checkpoint()
-        save_reward_model(self.context.model_dir, self.model)
+        return self.trainer.weights()
 
     # --- what is trained on ------------------------------------------------------------------------------------------
 
@@ -166,10 +195,10 @@ class RewardTraining:
         random.Random(f"epoch {epoch} of {self.context.seed}").shuffle(order)
         return order
 
-    def _train(self) -> None:
-        started, lr = time.monotonic(), self.optimizer.lr
+    def _update(self) -> None:
+        started, lr = time.monotonic(), self.trainer.lr
         batch = self._batch()
-        result = reward_step(self.model, self.optimizer, batch, self.stage.tokens_per_micro_batch)
+        result = self.trainer.reward_update(batch)
         self.step += 1
         self.skipped = self.skipped + 1 if result.grad_norm is None else 0
         if self.skipped >= _MAX_SKIPPED:
@@ -201,7 +230,7 @@ class RewardTraining:
     def _measure(self) -> None:
         """Score what was held out; norm and figures go into the model, metrics and evaluations."""
         replies = [reply for case in self.held_out for reply in case.example.replies]
-        raw = self.model.raw_scores(replies, self.stage.tokens_per_micro_batch)
+        raw = self.trainer.raw_scores(replies)
         self.model.norm = Norm.of(raw)
         if not self.model.norm.deviation > _SMALLEST_DEVIATION:
             raise RefusedError("the model scores all that was held out alike: raise optimizer.lr or `epochs`")
@@ -259,12 +288,10 @@ class RewardTraining:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """What is frozen is as in the base, so it is left out."""
         state = {
+            "trainer": self.trainer.save_state(self.context.state_dir, f"trainer-{self.step}"),
             "step": self.step,
             "skipped": self.skipped,
-            "weights": {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad},
-            "optimizer": self.optimizer.state_dict(),
             "norm": dataclasses.asdict(self.model.norm),
             "figures": dict(self.model.figures),
         }
@@ -273,9 +300,9 @@ class RewardTraining:
     def _resume(self) -> None:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
         state = load_state(self.context.state_dir)
+        self.step, self.skipped = 0, 0
         if state is not None:
-            self.model.load_state_dict(state["weights"], strict=False)
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.trainer.load_state(self.context.state_dir, state["trainer"])
             self.step, self.skipped = state["step"], state["skipped"]
             self.model.norm, self.model.figures = Norm(**state["norm"]), state["figures"]
         self.context.metrics.rewind(self.step if state is not None else -1)

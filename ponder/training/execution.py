@@ -16,12 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ponder.errors import PonderError, UsageError
-from ponder.training.packing import Example, MicroBatch, cut, deal, pack
+from ponder.training.packing import MicroBatch, Packable, cut, deal, pack
 
 _BUCKET_NUMBERS = 1 << 23
 """Gradients summed over ranks in one exchange: 32 MiB of float32."""
 
 T = TypeVar("T")
+
+Pack = Callable[[Sequence[Any], Sequence[int]], MicroBatch]
+"""From examples, and the places of those that it is to hold, to a micro-batch."""
 
 _FIRST_SCALE, _STEPS_TO_GROW = 2.0**12, 1000
 
@@ -86,7 +89,7 @@ class Ranks:
             for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
-    def share(self, examples: Sequence[Example], budget: int) -> Iterator[tuple[MicroBatch, bool]]:
+    def share(self, examples: Sequence[Packable], budget: int, pack: Pack = pack) -> Iterator[tuple[MicroBatch, bool]]:
         """This rank's micro-batches, `members` being places in `examples`, and whether each counts.
 
         In lockstep, a rank that has fewer than another makes up for it with passes that do not count.
@@ -163,7 +166,7 @@ class Execution:
             if members == 1:
                 raise UsageError(
                     "out of memory with one sequence at a time, which a smaller tokens_per_micro_batch cannot mend: "
-                    "set activation_checkpointing: true, shorten sampling.max_tokens, or use more memory or more ranks"
+                    "set activation_checkpointing: true, lower max_tokens or context, or use more memory or more ranks"
                 )
             self.limit = tokens // 2
             self.notes.append(

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,12 +29,24 @@ class Example:
     reply_ids: tuple[int, ...]
 
 
+class Packable(Protocol):
+    """What stays together: the rows of a prompt, which neighbours with the same one share, and rows of its own."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def reply_ids(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """One forward and backward pass.
 
-    `tokens` (N,) are the rows; `predictors` (M,) the row whose hidden state predicts each reply token, `targets` (M,)
-    that token, `sequence_ids` (M,) its example within the micro-batch; `members` the examples' places in the batch.
+    `tokens` (N,) are the rows; `predictors` (M,) those whose hidden states the model's head reads, `targets` (M,) what
+    it should find there, `sequence_ids` (M,) whose they are, by number within the micro-batch; `members` the examples'
+    places in the batch. For a language model there is one target a reply token, that token, and its predictor is the
+    row before it.
     """
 
     packing: Packing
@@ -55,7 +68,7 @@ class MicroBatch:
         )
 
     def by_member(self, values: Tensor) -> dict[int, Tensor]:
-        """(M,) numbers of the reply tokens -> (T,) of each member, on the CPU, by its place."""
+        """(M,) numbers, one a target -> (T,) those of each member, on the CPU, by its place."""
         lengths = torch.bincount(self.sequence_ids, minlength=len(self.members)).tolist()
         return dict(zip(self.members, values.cpu().split(lengths), strict=True))
 
@@ -69,14 +82,12 @@ def micro_batches(examples: Sequence[Example], budget: int) -> Iterator[MicroBat
         yield pack(examples, members)
 
 
-def cut(examples: Sequence[Example], order: Iterable[int], budget: int) -> list[list[int]]:
-    """The examples' places, taken in `order`, cut into micro-batches as `micro_batches` does. Raises as it does."""
+def cut(examples: Sequence[Packable], order: Iterable[int], budget: int) -> list[list[int]]:
+    """The examples' places, taken in `order`, cut into micro-batches as `micro_batches` does."""
     batches: list[list[int]] = []
     rows = 0
     for index in order:
         example = examples[index]
-        if not example.prompt_ids or not example.reply_ids:
-            raise ValueError(f"example {index} has an empty prompt or reply")
         shares = bool(batches) and examples[batches[-1][-1]].prompt_ids == example.prompt_ids
         cost = len(example.reply_ids) + (0 if shares else len(example.prompt_ids))
         if not batches or rows + cost > budget:
@@ -87,7 +98,7 @@ def cut(examples: Sequence[Example], order: Iterable[int], budget: int) -> list[
     return batches
 
 
-def deal(examples: Sequence[Example], budget: int, ranks: int) -> list[list[int]]:
+def deal(examples: Sequence[Packable], budget: int, ranks: int) -> list[list[int]]:
     """The examples' places for each of `ranks` ranks, so that all get about equally many tokens.
 
     Examples that share a prompt stay together up to a micro-batch and up to a quarter of a rank's even share; the
@@ -108,7 +119,7 @@ def deal(examples: Sequence[Example], budget: int, ranks: int) -> list[list[int]
     return [sorted(places) for places in dealt]
 
 
-def _pieces(examples: Sequence[Example], most: int) -> list[list[int]]:
+def _pieces(examples: Sequence[Packable], most: int) -> list[list[int]]:
     """Neighbours with one prompt, in pieces of at most `most` rows (a longer example is its own piece)."""
     pieces: list[list[int]] = []
     for index, example in enumerate(examples):
@@ -120,12 +131,12 @@ def _pieces(examples: Sequence[Example], most: int) -> list[list[int]]:
     return pieces
 
 
-def _rows(examples: Sequence[Example], piece: Sequence[int]) -> int:
+def _rows(examples: Sequence[Packable], piece: Sequence[int]) -> int:
     return len(examples[piece[0]].prompt_ids) + sum(len(examples[i].reply_ids) for i in piece)
 
 
 def pack(examples: Sequence[Example], members: Sequence[int]) -> MicroBatch:
-    """One micro-batch of the examples at these places."""
+    """One micro-batch of the examples at these places. Raises `ValueError` where one has no prompt or no reply."""
     groups: list[tuple[int, list[int]]] = []
     tokens: list[int] = []
     predictors: list[int] = []
@@ -133,6 +144,8 @@ def pack(examples: Sequence[Example], members: Sequence[int]) -> MicroBatch:
     prompt_ids: tuple[int, ...] = ()
     for member in members:
         example = examples[member]
+        if not example.prompt_ids or not example.reply_ids:
+            raise ValueError(f"example {member} has an empty prompt or reply")
         if example.prompt_ids != prompt_ids:
             prompt_ids = example.prompt_ids
             tokens += prompt_ids

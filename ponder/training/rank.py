@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,12 @@ from ponder.errors import BrokenInputError, UsageError
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.model.lora import add_adapters, merged_weights
+from ponder.model.reward_model import Scored, put_scalar_head
 from ponder.store.files import disk_errors
 from ponder.training.execution import Execution, Ranks
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example
+from ponder.training.reward_update import RewardExample, RewardStatistics, reward_scores, reward_step
 from ponder.training.sharded_checkpoint import (
     check_parts,
     empty_state,
@@ -27,123 +31,50 @@ from ponder.training.sharded_checkpoint import (
     write_part,
 )
 from ponder.training.sharding import Shard, Sharding, gather, named_shards, place, spread
-from ponder.training.trainer import TrainerSettings, update_policy
-from ponder.training.update import Trajectory, UpdateStatistics, frozen_logprobs, supervised_step
+from ponder.training.trainer import TrainerSettings, prepare, update_policy
+from ponder.training.update import Trajectory, UpdateStatistics, collect, frozen_logprobs, supervised_step
 
 
-class RankTrainer:
-    """This rank's part of a `Trainer`. Statistics are the whole batch's on every rank; `weights` come on rank 0."""
+class RankLearner:
+    """This rank's part of a `Learner`; `weights` come on rank 0."""
 
     def __init__(
         self,
         rank: int,
         size: int,
-        config: DecoderConfig,
+        model: Decoder,
         weights: Mapping[str, Tensor] | None,
         settings: TrainerSettings,
-        sharding: Sharding = "fsdp2",
-        keep_reference: bool = False,
-        device: torch.device | None = None,
+        sharding: Sharding,
+        device: torch.device | None,
     ) -> None:
-        """`weights` are rank 0's to give, by the decoder's own names, and None elsewhere.
+        """`model` has no content yet (it is on the device `meta`). `weights` are rank 0's to give, by the model's own
+        names, and None elsewhere.
 
-        Where `size` is above 1, the ranks have met (`ponder.training.sharding.join`). Raises `UsageError` for adapters
-        on quantised weights, which belong to one process.
+        Where `size` is above 1, the ranks have met (`ponder.training.sharding.join`).
         """
         self.settings = settings
         self.ranks = Ranks(rank, size, device or torch.device("cpu"), lockstep=sharding == "fsdp2")
         self.execution = Execution(self.ranks, fp16=settings.precision == "fp16")
-        self.sharding: Sharding = sharding
-        if settings.lora is not None and settings.lora.quantise != "none":
-            raise UsageError("lora.quantise is for one process: set it to `none`, or cluster to `local`")
-        self.policy = self._decoder(config, learns=True)
-        spread(self.policy, self._with_adapters(config, weights), self.ranks)
-        self.optimizer = Optimizer(self.policy, settings.optimizer, settings.total_steps, self.execution)
-        self.reference: Decoder | None = None
-        if keep_reference:
-            self.reference = self._decoder(config, learns=False)
-            spread(self.reference, weights, self.ranks)
-        self._version = 0
+        prepare(model, settings)
+        self.model = place(model, sharding, self.execution)
+        spread(self.model, weights, self.ranks)
+        self.optimizer = Optimizer(self.model, settings.optimizer, settings.total_steps, self.execution)
+        self.version = 0
         self._kept: str | None = None
         """The checkpoint that the caller's state file may still name."""
 
-    def _decoder(self, config: DecoderConfig, learns: bool) -> Decoder:
-        with torch.device("meta"):
-            decoder = Decoder(config)
-        if self.settings.lora is not None and learns:
-            add_adapters(decoder, self.settings.lora, self.settings.seed)
-        decoder.compute_in(self.settings.precision)
-        decoder.checkpoint_activations(self.settings.activation_checkpointing)
-        if not learns:
-            decoder.requires_grad_(False)
-        return place(decoder, self.sharding, self.execution)
-
-    def _with_adapters(
-        self, config: DecoderConfig, weights: Mapping[str, Tensor] | None
-    ) -> Mapping[str, Tensor] | None:
-        """Rank 0's weights, and adapters where they begin."""
-        if weights is None or self.settings.lora is None:
-            return weights
-        with torch.device("meta"):
-            whole = Decoder(config)
-        whole.load_state_dict(weights, assign=True)
-        add_adapters(whole, self.settings.lora, self.settings.seed)
-        return dict(whole.named_parameters())
-
-    @property
-    def version(self) -> int:
-        return self._version
-
     @property
     def lr(self) -> float:
+        """See `Learner`."""
         return self.optimizer.lr
 
-    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
-        """See `Trainer`."""
-        updates = update_policy(self.policy, self.optimizer, parts, self.settings, self.reference)
-        self._version += 1
-        return updates
-
-    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
-        """See `Trainer`."""
-        return supervised_step(self.policy, self.optimizer, examples, self.settings.budget)
-
-    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
-        """See `Trainer`: all of them, on every rank."""
-        model = self.policy if of == "policy" else self.reference
-        assert model is not None, "asked for a reference where none is kept"
-        examples = [t.example for t in trajectories]
-        lengths = [len(e.reply_ids) for e in examples]
-        own: dict[int, Tensor] = {}
-
-        def attempt(tokens: int) -> int:
-            own.clear()
-            failed = 0
-            for batch, counts in self.ranks.share(examples, tokens):
-                with self.execution.watching():
-                    logprobs = frozen_logprobs(model, batch, self.settings.temperature)
-                    own.update(batch.by_member(logprobs) if counts else {})
-                if self.execution.out_of_memory:
-                    failed = failed or len(batch.members)
-            return failed
-
-        self.execution.within_memory(self.settings.budget, attempt)
-        return self.ranks.collect(own, lengths)
-
-    def refresh_reference(self) -> None:
-        """See `Trainer`."""
-        assert self.reference is not None, "asked for a reference where none is kept"
-        spread(self.reference, self.weights() or None, self.ranks)
-
     def weights(self) -> Mapping[str, Tensor]:
-        """See `Trainer`: on rank 0, and nothing elsewhere."""
-        gathered = gather(self.policy, self.ranks)
-        if self.settings.lora is not None and self.ranks.rank == 0:
-            return merged_weights(self.policy, gathered)
-        return gathered
+        """See `Learner`: on rank 0, and nothing elsewhere."""
+        return gather(self.model, self.ranks)
 
     def save_state(self, folder: Path, name: str) -> dict[str, Any]:
-        """See `Trainer`. Each rank writes its part into `folder / name`, which all of them must reach.
+        """See `Learner`. Each rank writes its part into `folder / name`, which all of them must reach.
 
         What was saved before stays until the next time, since until the caller has written the result down it is what
         there is to go back to. Raises `BrokenInputError`, on all ranks, when the disk refuses on one.
@@ -165,7 +96,7 @@ class RankTrainer:
             "parts": parts,
             "moments": list(moments),
             "numbers": numbers,
-            "version": self._version,
+            "version": self.version,
             "step_count": self.optimizer.step_count,
             "execution": self.execution.state_dict(),
         }
@@ -177,7 +108,7 @@ class RankTrainer:
                 shutil.rmtree(target)
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
-        """See `Trainer`: of any number of ranks and either sharding. Raises `BrokenInputError` on all ranks alike."""
+        """See `Learner`: of any number of ranks and either sharding. Raises `BrokenInputError` on all ranks alike."""
         source, parts = folder / state["folder"], state["parts"]
         self.ranks.together(lambda: check_parts(source, parts, self.ranks))
         moments = empty_state(self.optimizer.named, state["moments"], state["numbers"])
@@ -186,14 +117,11 @@ class RankTrainer:
         self.optimizer.load_moments(moments)
         self.optimizer.step_count = state["step_count"]
         self.execution.load_state_dict(state["execution"])
-        self._version, self._kept = state["version"], state["folder"]
+        self.version, self._kept = state["version"], state["folder"]
 
     def _weight_shards(self) -> dict[str, Shard]:
-        """This rank's part of what a checkpoint holds of the weights: of the policy, what learns."""
-        shards = {f"policy.{n}": s for n, s in named_shards(self.policy, self.ranks, learnt_only=True).items()}
-        if self.reference is not None:
-            shards |= {f"reference.{n}": s for n, s in named_shards(self.reference, self.ranks).items()}
-        return shards
+        """This rank's part of what a checkpoint holds of the weights: what learns."""
+        return {f"model.{n}": s for n, s in named_shards(self.model, self.ranks, learnt_only=True).items()}
 
     def close(self) -> None:
         """Nothing is held that goes not with the process."""
@@ -202,3 +130,110 @@ class RankTrainer:
         """What a person should know, once."""
         notes, self.execution.notes = self.execution.notes, []
         return notes
+
+
+class RankTrainer(RankLearner):
+    """This rank's part of a `Trainer`. Statistics are the whole batch's on every rank."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        config: DecoderConfig,
+        weights: Mapping[str, Tensor] | None,
+        settings: TrainerSettings,
+        sharding: Sharding = "fsdp2",
+        keep_reference: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """See `RankLearner`. Raises `UsageError` for adapters on quantised weights, which belong to one process."""
+        if settings.lora is not None and settings.lora.quantise != "none":
+            raise UsageError("lora.quantise is for one process: set it to `none`, or cluster to `local`")
+        start = _with_adapters(config, weights, settings)
+        super().__init__(rank, size, _empty(config), start, settings, sharding, device)
+        self.reference: Decoder | None = None
+        if keep_reference:
+            self.reference = _empty(config)
+            prepare(self.reference, dataclasses.replace(settings, lora=None))
+            self.reference = place(self.reference.requires_grad_(False), sharding, self.execution)
+            spread(self.reference, weights, self.ranks)
+
+    def policy_updates(self, parts: Sequence[Sequence[Trajectory]]) -> list[UpdateStatistics]:
+        """See `Trainer`."""
+        updates = update_policy(self.model, self.optimizer, parts, self.settings, self.reference)
+        self.version += 1
+        return updates
+
+    def supervised_update(self, examples: Sequence[Example]) -> UpdateStatistics:
+        """See `Trainer`."""
+        return supervised_step(self.model, self.optimizer, examples, self.settings.budget)
+
+    def logprobs(self, trajectories: Sequence[Trajectory], of: Literal["policy", "reference"]) -> list[Tensor]:
+        """See `Trainer`: all of them, on every rank."""
+        model = self.model if of == "policy" else self.reference
+        assert model is not None, "asked for a reference where none is kept"
+        examples = [t.example for t in trajectories]
+        compute = partial(frozen_logprobs, model, temperature=self.settings.temperature)
+        return collect(self.execution, examples, [len(e.reply_ids) for e in examples], self.settings.budget, compute)
+
+    def refresh_reference(self) -> None:
+        """See `Trainer`."""
+        assert self.reference is not None, "asked for a reference where none is kept"
+        spread(self.reference, self.weights() or None, self.ranks)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """See `RankLearner`."""
+        gathered = super().weights()
+        if self.settings.lora is not None and self.ranks.rank == 0:
+            return merged_weights(self.model, gathered)
+        return gathered
+
+    def _weight_shards(self) -> dict[str, Shard]:
+        shards = super()._weight_shards()
+        if self.reference is not None:
+            shards |= {f"reference.{n}": s for n, s in named_shards(self.reference, self.ranks).items()}
+        return shards
+
+
+class RankRewardTrainer(RankLearner):
+    """This rank's part of a `RewardTrainer`. Statistics and scores are the whole batch's on every rank."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        config: DecoderConfig,
+        weights: Mapping[str, Tensor] | None,
+        settings: TrainerSettings,
+        sharding: Sharding = "fsdp2",
+        device: torch.device | None = None,
+    ) -> None:
+        """See `RankLearner`."""
+        with torch.device("meta"):
+            model = put_scalar_head(Decoder(config))
+        super().__init__(rank, size, model, weights, settings, sharding, device)
+
+    def reward_update(self, examples: Sequence[RewardExample]) -> RewardStatistics:
+        """See `RewardTrainer`."""
+        return reward_step(self.model, self.optimizer, examples, self.settings.budget)
+
+    def raw_scores(self, replies: Sequence[Scored]) -> list[float]:
+        """See `RewardTrainer`."""
+        return reward_scores(self.model, self.execution, replies, self.settings.budget)
+
+
+def _empty(config: DecoderConfig) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(config)
+
+
+def _with_adapters(
+    config: DecoderConfig, weights: Mapping[str, Tensor] | None, settings: TrainerSettings
+) -> Mapping[str, Tensor] | None:
+    """Rank 0's weights, and adapters where they begin."""
+    if weights is None or settings.lora is None:
+        return weights
+    whole = _empty(config)
+    whole.load_state_dict(weights, assign=True)
+    add_adapters(whole, settings.lora, settings.seed)
+    return dict(whole.named_parameters())

@@ -177,7 +177,8 @@ def guard_layer(layer: nn.Module, execution: Execution) -> None:
 
     def forward(x: Tensor, rotation: Tensor, attention: Attention) -> Tensor:
         run = partial(compute, rotation=rotation, attention=attention)
-        if torch.is_grad_enabled():
+        # no backward pass comes by on any rank where this layer and all before it are frozen
+        if torch.is_grad_enabled() and (x.requires_grad or any(True for _ in _learning(layer))):
             out: Tensor = _Guarded.apply(x, anchor, run, layer, execution)
             return out
         if not execution.out_of_memory:

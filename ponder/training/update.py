@@ -1,7 +1,8 @@
 """One optimizer step: supervised on examples, or by policy gradient on rollouts with advantages.
 
 Both are a function from a micro-batch's hidden states to its share of the loss; `accumulate` brings it to all
-micro-batches, on all ranks. Shapes: N rows of a micro-batch, M reply tokens, d hidden.
+micro-batches, on all ranks, and `collect` what needs no gradient. Shapes: N rows of a micro-batch, M targets (reply
+tokens, but for reward models), d hidden.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from ponder.algorithms.losses import policy_loss
 from ponder.algorithms.weights import token_weights
 from ponder.model.decoder import Decoder, PackedAttention
 from ponder.recipe import AlgorithmSettings
-from ponder.training.execution import Execution
+from ponder.training.execution import Execution, Pack
 from ponder.training.logprobs import token_logprobs
 from ponder.training.optimizer import Optimizer
-from ponder.training.packing import Example, MicroBatch
+from ponder.training.packing import Example, MicroBatch, Packable, pack
 
 
 @dataclass(frozen=True)
@@ -210,36 +211,36 @@ class Sums(NamedTuple):
 
 
 Share = Callable[[MicroBatch, Tensor], tuple[Tensor, Measured, Tensor]]
-"""From a micro-batch and its hidden states (N, d) to its part of the loss and of the statistics, and to the
-log-probabilities (M,) of its reply tokens, detached."""
+"""From a micro-batch and its hidden states (N, d) to its part of the loss and of the statistics, and to what the head
+said (M,) of its targets, detached: the log-probabilities of the reply tokens, or scores."""
 
 
 def accumulate(
-    model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int, share: Share
+    model: Decoder, optimizer: Optimizer, examples: Sequence[Packable], budget: int, share: Share, pack: Pack = pack
 ) -> tuple[Sums, dict[int, Tensor]]:
     """Forward and backward over all examples, in micro-batches of `budget` tokens or of what has proved to fit.
 
-    Each rank computes its micro-batches, and returns the log-probabilities (T,) of its examples by their places. The
+    Each rank computes its micro-batches, and returns what the head said (T,) of its examples by their places. The
     gradients of the parts' sum are left for `optimizer.step`, which adds up the ranks'. Raises `UsageError` when memory
     does not hold a single example.
     """
     execution, device = optimizer.execution, model.head_weight.device
-    sums, gap, logprobs = torch.empty(0), torch.empty(0), dict[int, Tensor]()
+    sums, gap, own = torch.empty(0), torch.empty(0), dict[int, Tensor]()
 
     def attempt(tokens: int) -> int:
-        nonlocal sums, gap, logprobs
+        nonlocal sums, gap
         optimizer.clear()
         sums = torch.zeros(len(Measured._fields) - 1, dtype=torch.float64, device=device)
         gap = torch.zeros((), device=device)
-        logprobs.clear()
+        own.clear()
         failed = 0
-        for batch, counts in execution.ranks.share(examples, tokens):
+        for batch, counts in execution.ranks.share(examples, tokens, pack):
             found = _backward(model, execution, batch.to(device), share, counts)
             if found is not None and counts:
-                measured, now = found
+                measured, said = found
                 sums += torch.stack([x.double() for x in measured[:-1]])
                 gap = torch.maximum(gap, measured.gap)
-                logprobs |= batch.by_member(now)
+                own.update(batch.by_member(said))
             if execution.out_of_memory:
                 failed = failed or len(batch.members)
                 if not execution.ranks.lockstep:
@@ -248,7 +249,7 @@ def accumulate(
 
     execution.within_memory(budget, attempt)
     loss, entropy, counted, bounded, kl = execution.ranks.total(sums).tolist()
-    return Sums(loss, entropy, counted, bounded, kl, float(execution.ranks.largest(gap))), logprobs
+    return Sums(loss, entropy, counted, bounded, kl, float(execution.ranks.largest(gap))), own
 
 
 def _backward(
@@ -259,8 +260,8 @@ def _backward(
     found = None
     if not execution.ranks.lockstep:
         with execution.watching():
-            loss, measured, logprobs = share(batch, hidden_states(model, batch))
-            found = measured, logprobs
+            loss, measured, said = share(batch, hidden_states(model, batch))
+            found = measured, said
             (loss * factor).backward()
         return found
     # What the ranks exchange hangs on the passes through the layers, and a rank that left them would be waited for
@@ -268,14 +269,43 @@ def _backward(
     hidden = hidden_states(model, batch)
     end = hidden.detach().requires_grad_()
     with execution.watching():
-        loss, measured, logprobs = share(batch, end)
-        found = measured, logprobs
+        loss, measured, said = share(batch, end)
+        found = measured, said
         (loss * factor).backward()
     head = model.head_weight
     if head.requires_grad and head.grad is None:
         head.grad = torch.zeros_like(head)
     hidden.backward(torch.zeros_like(hidden) if end.grad is None else end.grad)
     return found
+
+
+def collect(
+    execution: Execution,
+    examples: Sequence[Packable],
+    lengths: Sequence[int],
+    budget: int,
+    compute: Callable[[MicroBatch], Tensor],
+    pack: Pack = pack,
+) -> list[Tensor]:
+    """What `compute` finds (M,), without a gradient, for the targets of each example, of which there are `lengths`.
+
+    All of it, on every rank, on the CPU. Raises as `accumulate`.
+    """
+    own: dict[int, Tensor] = {}
+
+    def attempt(tokens: int) -> int:
+        own.clear()
+        failed = 0
+        for batch, counts in execution.ranks.share(examples, tokens, pack):
+            with execution.watching():
+                found = compute(batch)
+                own.update(batch.by_member(found) if counts else {})
+            if execution.out_of_memory:
+                failed = failed or len(batch.members)
+        return failed
+
+    execution.within_memory(budget, attempt)
+    return execution.ranks.collect(own, lengths)
 
 
 # --- log-probabilities of a micro-batch -------------------------------------------------------------------------------

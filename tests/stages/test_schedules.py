@@ -96,7 +96,7 @@ class InlineBackend(LocalBackend):
 
     def publish(self) -> None:
         if self.published != self.trainer.version:
-            self.engine.load_weights(self.trainer.version, copy.deepcopy(self.trainer.policy.state_dict()))
+            self.engine.load_weights(self.trainer.version, copy.deepcopy(self.trainer.model.state_dict()))
             self.published = self.trainer.version
 
     def recover(self) -> None:

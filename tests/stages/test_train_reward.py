@@ -24,6 +24,8 @@ from ponder.recipe import EndpointSettings, load_recipe
 from ponder.run import RunFolder
 from ponder.stages import train_reward
 from ponder.store.datasets import PreferencePair, read_card, read_rows
+from ponder.training import trainer
+from ponder.training.optimizer import Optimizer
 from ponder.training.reward_update import RewardStatistics
 
 JsonRow = dict[str, Any]
@@ -162,13 +164,13 @@ def test_what_it_leaves(go: Go) -> None:
 
 def test_each_epoch_takes_every_row_once_in_an_order_of_its_own(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    original = train_reward.reward_step
+    original = trainer.reward_step
 
     def step(model: Any, optimizer: Any, examples: Any, budget: int) -> RewardStatistics:
         seen.extend(examples)
         return original(model, optimizer, examples, budget)
 
-    monkeypatch.setattr(train_reward, "reward_step", step)
+    monkeypatch.setattr(trainer, "reward_step", step)
     rows = wordy_pairs(40)
     go(rows, epochs=2.5)
     count = 34  # 40 without 15%
@@ -190,7 +192,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
     updates = sum("loss/train" in line for line in whole.lines)
     assert updates == 7
     left, calls = list(stops), [0]
-    step, save = train_reward.reward_step, train_reward.save_reward_model
+    step, save = trainer.reward_step, train_reward.save_reward_model
 
     def stopping_step(*args: Any) -> RewardStatistics:
         calls[0] += 1
@@ -203,7 +205,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
             raise KeyboardInterrupt
         save(*args)
 
-    monkeypatch.setattr(train_reward, "reward_step", stopping_step)
+    monkeypatch.setattr(trainer, "reward_step", stopping_step)
     monkeypatch.setattr(train_reward, "save_reward_model", stopping_save)
     while left:
         calls[0] = 0
@@ -221,6 +223,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
 
 def test_frozen_layers_keep_their_weights(go: Go, base: str) -> None:
     before, after = load_model(base).decoder.state_dict(), go(frozen_layers=1).load().decoder.state_dict()
+    assert after.pop("head.weight").shape == (1, 16)
     kept = {name for name, weight in after.items() if torch.equal(weight, before[name])}
     assert kept == {name for name in after if name.startswith(("embedding.", "layers.0."))}
 
@@ -252,16 +255,16 @@ def test_a_judge_makes_the_pairs_and_is_asked_once(go: Go, monkeypatch: pytest.M
     monkeypatch.setattr(train_reward, "Endpoint", Judge)
     monkeypatch.setattr(Judge, "asked", 0)
     judge = {"base_url": "http://localhost/v1", "model": "judge"}
-    original = train_reward.reward_step
+    original = trainer.reward_step
 
     def stop(*_: Any) -> RewardStatistics:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_reward, "reward_step", stop)
+    monkeypatch.setattr(trainer, "reward_step", stop)
     with pytest.raises(InterruptedRunError):
         go(rows, judge=judge)
     assert Judge.asked == 4 * 37
-    monkeypatch.setattr(train_reward, "reward_step", original)
+    monkeypatch.setattr(trainer, "reward_step", original)
     done = go(rows, judge=judge)
     assert Judge.asked == 4 * 37
     data = done.folder / "stages" / "rm" / "data"
@@ -307,12 +310,12 @@ def test_what_does_not_fit_is_said(
 
 
 def test_scores_that_are_all_alike_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RewardModel, "raw_scores", lambda self, replies, budget: [0.5] * len(replies))
+    monkeypatch.setattr(trainer, "reward_scores", lambda model, execution, replies, budget: [0.5] * len(replies))
     with pytest.raises(RefusedError, match="alike"):
         go()
 
 
 def test_three_updates_that_are_not_finite_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_reward.Optimizer, "step", lambda self, loss: None)
+    monkeypatch.setattr(Optimizer, "step", lambda self, loss: None)
     with pytest.raises(RefusedError, match=r"lower optimizer\.lr"):
         go()

@@ -71,7 +71,7 @@ Outcome = tuple[list[UpdateStatistics], dict[str, Tensor], dict[str, Tensor], li
 
 def trained_on_ranks(rank: int, size: int, sharding: Sharding, of: TrainerSettings, tied: bool) -> Outcome:
     trainer = make_trainer(rank, size, sharding, of, reference=True, tied=tied)
-    recorder = Recorder(trainer.policy, trainer.optimizer)
+    recorder = Recorder(trainer.model, trainer.optimizer)
     trajectories = make_trajectories(make_decoder(double=False, tied=tied), sampler_gap=0.1)
     updates = trainer.policy_updates([trajectories])
     first = recorder.gradients
@@ -237,7 +237,7 @@ def trained_in(rank: int, size: int, sharding: Sharding, of: TrainerSettings) ->
     trainer = make_trainer(rank, size, sharding, of)
     trajectories = make_trajectories(make_decoder(double=False), gap=0.0)
     updates = trainer.policy_updates([trajectories, trajectories])
-    assert {p.dtype for p in trainer.policy.parameters()} == {torch.float32}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     return updates, dict(trainer.weights())
 
 

@@ -29,13 +29,13 @@ def make(scale: float = 1.0) -> RewardModel:
     decoder.initialise(1)
     how = {"kind": "pairwise", "score": "answer", "template": "{prompt}"}
     model = RewardModel.on(LoadedModel(decoder, tokenizer, config, {}), 2, **how)
-    model.head.weight.data *= scale
+    model.decoder.head_weight.data *= scale
     return model
 
 
 def step(model: RewardModel, examples: list[RewardExample], budget: int = 1000, lr: float = 1e-2) -> RewardStatistics:
-    optimizer = Optimizer(model, OptimizerSettings(lr=lr, weight_decay=0.0, warmup_steps=0), 10)
-    return reward_step(model, optimizer, examples, budget)
+    optimizer = Optimizer(model.decoder, OptimizerSettings(lr=lr, weight_decay=0.0, warmup_steps=0), 10)
+    return reward_step(model.decoder, optimizer, examples, budget)
 
 
 @pytest.mark.parametrize("examples", [PAIRS, REPLIES])
@@ -65,11 +65,11 @@ def test_a_new_head_knows_nothing_and_learns_the_order() -> None:
 
 def test_labels_pull_scores_to_their_side() -> None:
     model = make(scale=0.0)
-    optimizer = Optimizer(model, OptimizerSettings(lr=1e-2, weight_decay=0.0, warmup_steps=0), 40)
-    first = reward_step(model, optimizer, REPLIES, 1000)
+    optimizer = Optimizer(model.decoder, OptimizerSettings(lr=1e-2, weight_decay=0.0, warmup_steps=0), 40)
+    first = reward_step(model.decoder, optimizer, REPLIES, 1000)
     assert first.loss == pytest.approx(math.log(2))
     for _ in range(20):
-        last = reward_step(model, optimizer, REPLIES, 1000)
+        last = reward_step(model.decoder, optimizer, REPLIES, 1000)
     assert last.accuracy == 1.0
     scores = model.raw_scores([e.replies[0] for e in REPLIES])
     assert all((score > 0) == e.label for score, e in zip(scores, REPLIES, strict=True))
@@ -79,15 +79,15 @@ def test_muon_takes_the_layers_matrices() -> None:
     model = make()
     settings = OptimizerSettings(name="muon", lr=1e-3, muon_lr=1e-2, warmup_steps=0)
     before = model.decoder.layers[0].qkv.weight.detach().clone()
-    optimizer = Optimizer(model, settings, 10)
-    reward_step(model, optimizer, PAIRS, 1000)
+    optimizer = Optimizer(model.decoder, settings, 10)
+    reward_step(model.decoder, optimizer, PAIRS, 1000)
     assert len(optimizer.state_dict()["parts"][0]["state"]) == 2 * 4  # qkv, out, gate_up and down of each layer
     assert not torch.equal(before, model.decoder.layers[0].qkv.weight)
 
 
 def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     model = make()
-    model.head.weight.data[0, 0] = math.inf
+    model.decoder.head_weight.data[0, 0] = math.inf
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert step(model, PAIRS).grad_norm is None
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

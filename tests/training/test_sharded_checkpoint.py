@@ -45,7 +45,7 @@ def everything(trainer: RankTrainer) -> dict[str, Any]:
     def whole(tensor: Tensor) -> Tensor:
         return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
-    found: dict[str, Any] = {f"policy {n}": whole(p.detach()) for n, p in trainer.policy.named_parameters()}
+    found: dict[str, Any] = {f"policy {n}": whole(p.detach()) for n, p in trainer.model.named_parameters()}
     if trainer.reference is not None:
         found |= {f"reference {n}": whole(p) for n, p in trainer.reference.named_parameters()}
     for name, state in trainer.optimizer.moments().items():
