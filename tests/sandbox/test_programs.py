@@ -16,6 +16,9 @@ from ponder.sandbox import Limits, Program, Sandbox, get_sandbox, python_program
 from ponder.sandbox.box import Box, Launcher, _request
 from ponder.sandbox.zygote import Job
 
+PATIENT = Limits(cpu_s=60, wall_s=120)
+"""For programs that compute much, on a slow machine."""
+
 WHICH = "print(open('/proc/1/stat').read().rpartition(')')[2].split()[19])"  # the start of the sandbox's first process
 
 
@@ -56,7 +59,7 @@ def test_input_output_and_exit_code(filtered: Sandbox) -> None:
 )
 def test_warm_python_is_python(filtered: Sandbox, source: str, exit_code: int, output: str) -> None:
     """A forked program ends as one that an interpreter of its own runs."""
-    result = filtered.run(python_program(source))
+    result = filtered.run(python_program(source), PATIENT)
     assert (result.exit_code, result.stdout.decode()) == (exit_code, output), result.stderr
 
 
@@ -96,10 +99,14 @@ def test_compiled_program(filtered: Sandbox) -> None:
     if filtered.run(Program(("sh", "-c", "command -v g++"))).status != "ok":
         pytest.skip("no C++ compiler")
     source = b"#include <iostream>\nint main() { int x; std::cin >> x; std::cout << 2 * x << '\\n'; }"
-    compiled = filtered.run(Program(("g++", "-o", "main", "main.cpp"), {"main.cpp": source}, collect=("main",)))
+    compiled = filtered.run(
+        Program(("g++", "-o", "main", "main.cpp"), {"main.cpp": source}, collect=("main",)), PATIENT
+    )
     assert compiled.status == "ok", compiled
     assert filtered.run(Program(("./main",), {"main": compiled.files["main"]}, b"21")).stdout == b"42\n"
-    broken = filtered.run(Program(("g++", "-o", "main", "main.cpp"), {"main.cpp": b"int main("}, collect=("main",)))
+    broken = filtered.run(
+        Program(("g++", "-o", "main", "main.cpp"), {"main.cpp": b"int main("}, collect=("main",)), PATIENT
+    )
     assert (broken.status, broken.files) == ("failed", {})
 
 
