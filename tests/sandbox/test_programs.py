@@ -99,14 +99,11 @@ def test_compiled_program(filtered: Sandbox) -> None:
     if filtered.run(Program(("sh", "-c", "command -v g++"))).status != "ok":
         pytest.skip("no C++ compiler")
     source = b"#include <iostream>\nint main() { int x; std::cin >> x; std::cout << 2 * x << '\\n'; }"
-    compiled = filtered.run(
-        Program(("g++", "-o", "main", "main.cpp"), {"main.cpp": source}, collect=("main",)), PATIENT
-    )
+    compiler = ("g++", "-o", "main", "main.cpp")
+    compiled = filtered.run(Program(compiler, {"main.cpp": source}, collect=("main",)), PATIENT)
     assert compiled.status == "ok", compiled
     assert filtered.run(Program(("./main",), {"main": compiled.files["main"]}, b"21")).stdout == b"42\n"
-    broken = filtered.run(
-        Program(("g++", "-o", "main", "main.cpp"), {"main.cpp": b"int main("}, collect=("main",)), PATIENT
-    )
+    broken = filtered.run(Program(compiler, {"main.cpp": b"int main("}, collect=("main",)), PATIENT)
     assert (broken.status, broken.files) == ("failed", {})
 
 
