@@ -358,6 +358,11 @@ class ReinforceStage(Settings):
     checkpoint_every: int = Field(10, ge=1)
     """Steps between states from which an exact resume is possible."""
 
+    @property
+    def reward_models(self) -> tuple[str, ...]:
+        """The reward models behind the rewards, each once."""
+        return tuple(dict.fromkeys(reward.model for reward in self.rewards.values() if reward.model is not None))
+
     @field_validator("rewards", mode="before")
     @classmethod
     def _numbers_are_weights(cls, value: Any) -> Any:
@@ -684,6 +689,19 @@ class TrainerRanksSettings(Settings):
     """CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
 
 
+class RewardModelsSettings(Settings):
+    """Who scores while `reinforce` runs: reward models; a text stands for `place`."""
+
+    place: Literal["shared", "separate"] = "shared"
+    """All in the driver's process, on the recipe's `device`, or each in a worker of its own."""
+    gpus: float = Field(0.0, ge=0)
+    """`separate` only: GPUs that Ray reserves for each; 0 computes on the CPU."""
+    cpus: float = Field(1.0, ge=0)
+    """`separate` only: CPU cores that Ray reserves for each."""
+    threads: int = Field(1, ge=1)
+    """`separate` only: CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
+
+
 class DeadlineSettings(Settings):
     """Seconds that one part of a cluster waits for another before it takes it for lost."""
 
@@ -708,8 +726,7 @@ class ClusterSettings(Settings):
     """Ray's head: None starts Ray on this machine for this run, `auto` joins the one that runs here, or host:port."""
     rollout: RolloutWorkersSettings = RolloutWorkersSettings()
     trainer: TrainerRanksSettings = TrainerRanksSettings()
-    reward_models: Literal["shared", "separate"] = "shared"
-    """In the driver's process, or each in a worker of its own."""
+    reward_models: RewardModelsSettings = RewardModelsSettings()
     schedule: Literal["synchronous", "one_step_behind", "asynchronous"] = "synchronous"
     """Sample and update in turn; sample the next batch while this one trains; or never wait: new weights reach the
     workers between two tokens, and a rollout goes on under them [AReaL, PipelineRL]."""
@@ -720,9 +737,14 @@ class ClusterSettings(Settings):
     """Lost workers and trainers that one start of a stage replaces before it stops (the same command goes on)."""
     deadlines: DeadlineSettings = DeadlineSettings()
 
+    @field_validator("reward_models", mode="before")
+    @classmethod
+    def _text_is_the_place(cls, value: Any) -> Any:
+        return {"place": value} if isinstance(value, str) else value
+
     def what_counts(self) -> dict[str, Any]:
-        """What a result depends on beyond rounding. How many workers and ranks there are is not among it: a run may go
-        on with others, and is then no longer repeated bit for bit."""
+        """What a result depends on beyond rounding. How many workers and ranks there are, and where reward models
+        score, is not among it: a run may go on with others, and is then no longer repeated bit for bit."""
         if self.kind == "local":
             return {}
         staleness = {"max_staleness": self.max_staleness} if self.schedule == "asynchronous" else {}
@@ -792,7 +814,8 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models compute; `auto` takes a GPU where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of training and sampling. Weights, moments and log-probabilities are fp32 in any case."""
+    """Arithmetic of training and sampling, and of the weights of reward models that score. Weights that train, moments
+    and log-probabilities are fp32 in any case."""
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass: less memory, about a third more time."""
     cluster: ClusterSettings = ClusterSettings()
@@ -866,19 +889,23 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         raise UsageError(f"{where}: {_explain(error)}") from error
 
 
+_TEXT_STANDS_FOR = {("cluster",): "kind", ("cluster", "reward_models"): "place"}
+"""Blocks that may be written as one of their settings."""
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise UsageError(f"--set {override!r} must look like stages.zero.steps=50")
     node: Any = raw
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1]):
         if not isinstance(node, dict):
             raise UsageError(f"--set {path}: {key!r} lies below a value that is no mapping")
         if isinstance(node.get(key), (int, float)) and node is not raw:
             node[key] = {"weight": node[key]}  # a reward written as a bare weight
-        if key == "cluster" and node is raw and isinstance(node.get(key), str):
-            node[key] = {"kind": node[key]}  # a cluster written as its kind
+        if isinstance(node.get(key), str) and (short := _TEXT_STANDS_FOR.get(tuple(keys[: depth + 1]))):
+            node[key] = {short: node[key]}
         node = node.setdefault(key, {})
     if not isinstance(node, dict):
         raise UsageError(f"--set {path}: {keys[-1]!r} lies below a value that is no mapping")

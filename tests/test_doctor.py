@@ -73,8 +73,12 @@ def test_needs_follow_from_the_recipe(tmp_path: Path) -> None:
     assert needs_of(recipe(kind="local"), tmp_path).shares == ()
 
 
-def test_reward_models_of_their_own_take_a_core_each() -> None:
-    assert Share("cluster.reward_models", 2, 0, 1) in needs_of(recipe(reward_models="separate"), Path()).shares
+def test_reward_models_of_their_own_take_what_the_recipe_says() -> None:
+    # two rewards of one model
+    assert Share("cluster.reward_models", 1, 0, 1) in needs_of(recipe(reward_models="separate"), Path()).shares
+    judges = {"place": "separate", "gpus": 1, "cpus": 8}
+    assert Share("cluster.reward_models", 1, 1, 8) in needs_of(recipe(reward_models=judges), Path()).shares
+    assert needs_of(recipe(reward_models=judges), Path()).gpu_here
     assert len(needs_of(recipe(reward_models="shared"), Path()).shares) == 2
 
 

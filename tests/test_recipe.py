@@ -107,6 +107,31 @@ def test_overrides_reach_where_they_point(override: str, read: Any, expected: An
 
 
 @pytest.mark.parametrize(
+    ("written", "overrides", "expected"),
+    [
+        ("ray", [], ("ray", "shared", 0)),
+        ("ray", ["cluster.reward_models=separate"], ("ray", "separate", 0)),
+        ({"kind": "ray", "reward_models": "separate"}, ["cluster.reward_models.gpus=1"], ("ray", "separate", 1)),
+        ({"kind": "ray", "reward_models": {"place": "separate", "gpus": 0.5}}, [], ("ray", "separate", 0.5)),
+        ("local", ["cluster.kind=ray", "cluster.reward_models.place=separate"], ("ray", "separate", 0)),
+    ],
+)
+def test_a_text_stands_for_the_kind_of_a_cluster_and_the_place_of_reward_models(
+    written: Any, overrides: list[str], expected: tuple[str, str, float]
+) -> None:
+    cluster = load_recipe({**raw(), "cluster": written}, overrides).cluster
+    assert (cluster.kind, cluster.reward_models.place, cluster.reward_models.gpus) == expected
+
+
+def test_where_reward_models_score_is_no_part_of_a_result() -> None:
+    here = load_recipe({**raw(), "cluster": "ray"}).cluster
+    there = load_recipe(
+        {**raw(), "cluster": {"kind": "ray", "reward_models": {"place": "separate", "gpus": 1}}}
+    ).cluster
+    assert here.what_counts() == there.what_counts()
+
+
+@pytest.mark.parametrize(
     "override", ["steps", "=3", "stages..steps=3", "name.x=1", "stages.zero.steps=[", "name.x.y=1"]
 )
 def test_a_wrong_override_says_so(override: str) -> None:

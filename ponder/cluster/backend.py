@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ponder.model.decoder import Decoder
+from ponder.model.decoder import Decoder, Precision
 from ponder.model.folder import LoadedModel
 from ponder.model.lora import merged_decoder
 from ponder.rewards import RewardModel
@@ -40,8 +40,9 @@ class Backend(Protocol):
         """The trained model, whole, to be saved; adapters are merged in."""
         ...
 
-    def separate(self, name: str, model: RewardModel) -> RewardModel:
-        """The reward `name`'s model in a process of its own where the settings ask for it, else itself."""
+    def separate(self, name: str, folder: str, precision: Precision) -> RewardModel | None:
+        """The reward model `name` of a folder in a process of its own, its weights in `precision`; None where the
+        settings do not ask for one. Raises `BrokenInputError` for a folder that is no reward model, or damaged."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -72,8 +73,8 @@ class LocalBackend:
     def policy(self) -> Decoder:
         return merged_decoder(self.trainer.model)
 
-    def separate(self, name: str, model: RewardModel) -> RewardModel:
-        return model
+    def separate(self, name: str, folder: str, precision: Precision) -> RewardModel | None:
+        return None
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ponder.cluster.processes import scratch_folder
-from ponder.cluster.reward_worker import SeparateRewardModel
+from ponder.cluster.reward_worker import SeparateRewardModel, send_reward_model
 from ponder.cluster.rollout_pool import RolloutPool
 from ponder.cluster.runtime import Runtime, as_arrays, as_tensors
 from ponder.cluster.trainer_group import TrainerGroup
 from ponder.errors import UsageError
 from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder, Precision
+from ponder.model.decoder import DTYPES, Decoder, Precision
 from ponder.model.fallback import FallbackDecoder
 from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class RayBackend:
     ) -> None:
         """Start or join Ray, and start the workers and ranks. `warn` hears of those that are replaced.
 
-        `reward_models` is how many `separate` will be asked for. Raises `UsageError` for what Ray, the engine or the
+        `reward_models` is how many `separate` may be asked for. Raises `UsageError` for what Ray, the engine or the
         trainers cannot do, `InterruptedRunError` when workers or ranks do not start.
         """
         self._model = model
@@ -82,11 +82,12 @@ class RayBackend:
         decoder.load_state_dict(dict(self.trainer.weights()))
         return decoder
 
-    def separate(self, name: str, model: RewardModel) -> RewardModel:
+    def separate(self, name: str, folder: str, precision: Precision) -> RewardModel | None:
         """See `Backend`."""
-        if self._cluster.reward_models == "shared":
-            return model
-        worker = SeparateRewardModel(name, model, self._cluster, self._warn)
+        if self._cluster.reward_models.place == "shared":
+            return None
+        sent = send_reward_model(folder, DTYPES[precision], "cuda" if self._cluster.reward_models.gpus else "cpu")
+        worker = SeparateRewardModel(name, sent, self._cluster, self._warn)
         self._stack.callback(worker.close)
         return worker
 
@@ -157,10 +158,13 @@ class VllmSessions:
         decoder = Decoder(self.config)
         decoder.load_state_dict(as_tensors(self.weights))
         rollout = self.cluster.rollout
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         # it has read the folder when it has started
         with scratch_folder("vllm") as folder:
             save_folder(folder / "model", decoder, self.tokenizer)
             return VllmSession(
-                folder / "model", rollout.vllm, dtype=dtype, threads=rollout.threads, deadlines=self.cluster.deadlines
+                folder / "model",
+                rollout.vllm,
+                dtype=DTYPES[self.precision],
+                threads=rollout.threads,
+                deadlines=self.cluster.deadlines,
             )

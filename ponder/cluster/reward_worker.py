@@ -1,17 +1,25 @@
 """A reward model in a process of its own, behind the `RewardModel` protocol.
 
-It has no state but its weights, so a worker that dies or falls silent is replaced, and asked again.
+Its weights go through Ray one tensor at a time, on the CPU: the driver never holds the whole model, and the worker's
+node need not see the driver's files. A worker has no state but them, so that one which dies or falls silent is
+replaced, and asked again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ponder.cluster.rollout_pool import reason_of
+from ponder.cluster.runtime import as_arrays, as_tensors
 from ponder.errors import InterruptedRunError, PonderError
+from ponder.model.reward_model import HEAD, RewardCard, open_reward_model
 from ponder.recipe import ClusterSettings
 from ponder.rewards import RewardModel
 
@@ -22,45 +30,83 @@ _BEAT_S = 5.0
 _SLICE_S = 1.0
 
 
+@dataclass(frozen=True)
+class SentRewardModel:
+    """Makes a reward model from what lies in Ray's object store."""
+
+    card: RewardCard
+    weights: Mapping[str, Any]
+    """References to the weights by their names in the folder, each as `as_arrays` makes it."""
+    dtype: torch.dtype
+    device: str
+
+    def __call__(self) -> RewardModel:
+        return self.card.build(self.weights, self._read, self.dtype).to(torch.device(self.device))
+
+    def _read(self, name: str) -> Tensor:
+        import ray
+
+        return as_tensors(ray.get(self.weights[name]))[name]
+
+
+def send_reward_model(folder: str, dtype: torch.dtype, device: str) -> SentRewardModel:
+    """What makes the reward model of a folder on `device`, in any process of the cluster; Ray runs already.
+
+    Raises `BrokenInputError` for a folder that is no reward model, or damaged.
+    """
+    import ray
+
+    card, names, read = open_reward_model(folder)
+    weights: dict[str, Any] = {}
+    for name in sorted(names):
+        weight = read(name).to(torch.float32 if name == HEAD else dtype)
+        weights[name] = ray.put(as_arrays({name: weight}))
+    return SentRewardModel(card, weights, dtype, device)
+
+
 class RewardWorker:
     """Holds a reward model. Plain Python; Ray runs its methods in several threads."""
 
-    def __init__(self, model: RewardModel, threads: int) -> None:
-        import torch
-
-        self._model = model
+    def __init__(self, make: Callable[[], RewardModel], threads: int) -> None:
         self._scorer = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self._model = self._scorer.submit(make)  # what it raises is for those who ask
 
     def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
         """See `RewardModel`."""
-        return self._scorer.submit(self._model.score_replies, prompts, replies).result()
+        return self._scorer.submit(self._model.result().score_replies, prompts, replies).result()
 
     def is_alive(self) -> None:
-        """Answers while the model is at work."""
+        """Answers once the model is there, and while it is at work."""
+        self._model.result()
 
 
 class SeparateRewardModel:
     """The driver's side of a reward worker: a `RewardModel`."""
 
-    def __init__(self, name: str, model: RewardModel, settings: ClusterSettings, warn: Callable[[str], None]) -> None:
-        """Start the worker of the reward `name`; Ray runs already. `warn` hears when it is replaced."""
+    def __init__(
+        self, name: str, make: Callable[[], RewardModel], settings: ClusterSettings, warn: Callable[[str], None]
+    ) -> None:
+        """Start the worker of the reward model `name`, which makes it there; Ray runs already.
+
+        `warn` hears when it is replaced.
+        """
         import ray
 
         self._ray = ray
         self._name = name
         self._settings = settings
         self._warn = warn
-        self._model = ray.put(model)
+        self._make = make
         self._actor = self._start()
         self.restarts = 0
 
     def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
-        """See `RewardModel`. Raises what the model raises, and `InterruptedRunError` beyond `max_restarts`."""
+        """See `RewardModel`. Raises what the model and its making raise, and `InterruptedRunError` beyond `max_restarts`."""
         while True:
             scores, why = self._ask(prompts, replies)
             if scores is not None:
                 return scores
-            self._replace(f"the worker of the reward {self._name!r} {why}", len(replies))
+            self._replace(f"the worker of the reward model {self._name!r} {why}", len(replies))
 
     def close(self) -> None:
         """End the worker."""
@@ -68,8 +114,10 @@ class SeparateRewardModel:
 
     def _start(self) -> Any:
         self._has_started = False
+        judge = self._settings.reward_models
         remote: Any = self._ray.remote(RewardWorker)
-        return remote.options(num_cpus=1, max_concurrency=_CALLS).remote(self._model, self._settings.rollout.threads)
+        options = {"num_cpus": judge.cpus, "num_gpus": judge.gpus, "max_concurrency": _CALLS}
+        return remote.options(**options).remote(self._make, judge.threads)
 
     def _ask(self, prompts: list[str], replies: list[str]) -> tuple[list[float] | None, str]:
         """The scores, or why there are none."""
@@ -102,7 +150,7 @@ class SeparateRewardModel:
         except RayTaskError as error:
             if isinstance(error.cause, PonderError):
                 raise error.cause from error
-            raise RuntimeError(f"the worker of the reward {self._name!r}: {error}") from error
+            raise RuntimeError(f"the worker of the reward model {self._name!r}: {error}") from error
         except RayError as error:
             return None, f"is gone ({reason_of(error)})"
 

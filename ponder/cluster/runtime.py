@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _MIN_STORE_BYTES = 256 << 20
 _SPARE_STORE_BYTES = 512 << 20
-_WEIGHT_COPIES = 3
-"""Weights that the object store holds at once: those in use, their successors, and one copy on its way."""
+_POLICY_COPIES = 3
+"""Of its weights, in the object store at once: those in use, their successors, and one copy on its way."""
 
 _POLL_S = 1.0
 _EXIT_S = 10.0
@@ -52,8 +52,8 @@ class Runtime:
     def __init__(self, settings: ClusterSettings, weight_bytes: int = 0, reward_models: int = 0) -> None:
         """Start Ray on this machine, or join the cluster at `settings.address`, within `deadlines.start_s`.
 
-        `weight_bytes` is the size of one whole copy of the weights, `reward_models` how many have a worker of their
-        own. Raises `UsageError` when Ray is not installed, no cluster answers, or CPUs or GPUs are too few.
+        `weight_bytes` is the size of one whole copy of the policy, `reward_models` how many score, each taken to be as
+        large. Raises `UsageError` when Ray is not installed, no cluster answers, or CPUs or GPUs are too few.
         """
         _require_ray()
         _set_environment(own=settings.address is None)
@@ -64,13 +64,14 @@ class Runtime:
             if not ray.is_initialized():  # else it belongs to the program that calls Ponder
                 watching = stack.enter_context(contextlib.ExitStack())
                 if settings.address is None:
-                    _start(stack, cpus, weight_bytes)
+                    copies = _POLICY_COPIES + _judges(settings, reward_models)
+                    _start(stack, cpus, copies * weight_bytes)
                 else:
                     _join(stack, settings.address, settings.deadlines.start_s)
                 watch = RayWatch(settings.deadlines.silent_s)
                 watching.callback(watch.close)  # it has an eye on the leaving, too
                 stack.callback(watch.leave)
-            _require_resources(settings, cpus, gpus)
+            _require_resources(settings, reward_models, cpus, gpus)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -86,10 +87,15 @@ class Runtime:
 
 def needs(settings: ClusterSettings, reward_models: int = 0) -> tuple[float, float]:
     """CPUs and GPUs that a cluster's workers reserve together."""
-    rollout, trainer = settings.rollout, settings.trainer
-    separate = reward_models if settings.reward_models == "separate" else 0
-    cpus = rollout.workers * rollout.cpus + trainer.ranks * trainer.cpus + separate
-    return cpus, rollout.workers * rollout.gpus + trainer.ranks * trainer.gpus
+    rollout, trainer, judge = settings.rollout, settings.trainer, settings.reward_models
+    judges = _judges(settings, reward_models)
+    cpus = rollout.workers * rollout.cpus + trainer.ranks * trainer.cpus + judges * judge.cpus
+    return cpus, rollout.workers * rollout.gpus + trainer.ranks * trainer.gpus + judges * judge.gpus
+
+
+def _judges(settings: ClusterSettings, reward_models: int) -> int:
+    """How many of the reward models have a worker of their own."""
+    return reward_models if settings.reward_models.place == "separate" else 0
 
 
 def _require_ray() -> None:
@@ -168,8 +174,8 @@ def _try_to_start(stack: contextlib.ExitStack, cpus: float, weight_bytes: int) -
 
 
 def _store_bytes(weight_bytes: int) -> int:
-    """Room for a few copies of the weights and for rollouts on their way, within the machine's shared memory."""
-    wanted = _WEIGHT_COPIES * weight_bytes + _SPARE_STORE_BYTES
+    """Room for so many bytes of weights and for rollouts on their way, within the machine's shared memory."""
+    wanted = weight_bytes + _SPARE_STORE_BYTES
     shared = Path("/dev/shm")
     room = shutil.disk_usage(shared).free * 9 // 10 if shared.is_dir() else wanted
     return max(_MIN_STORE_BYTES, min(wanted, room))
@@ -246,7 +252,7 @@ def _await_head(address: str, start_s: float) -> None:
 # --- resources ---------------------------------------------------------------------------------------------------
 
 
-def _require_resources(settings: ClusterSettings, cpus: float, gpus: float) -> None:
+def _require_resources(settings: ClusterSettings, reward_models: int, cpus: float, gpus: float) -> None:
     """Wait for the cluster's nodes to come up, where it is not this machine alone."""
     import ray
 
@@ -259,10 +265,12 @@ def _require_resources(settings: ClusterSettings, cpus: float, gpus: float) -> N
         if time.monotonic() >= deadline:
             (name, need), key = lacking[0], f"{lacking[0][0].lower()}s"
             rollout, trainer = settings.rollout, settings.trainer
+            judges = _judges(settings, reward_models)
+            also = f" and {judges} reward models ({key}: {getattr(settings.reward_models, key):g} each)"
             raise UsageError(
-                f"cluster: {rollout.workers} rollout workers and {trainer.ranks} ranks need {need:g} {name}s, and Ray "
-                f"has {there.get(name, 0.0):g}: lower cluster.rollout.workers ({key}: {getattr(rollout, key):g} each) "
-                f"or cluster.trainer.ranks ({key}: {getattr(trainer, key):g} each)"
+                f"cluster: {rollout.workers} rollout workers and {trainer.ranks} ranks{also if judges else ''} need "
+                f"{need:g} {name}s, and Ray has {there.get(name, 0.0):g}: lower cluster.rollout.workers ({key}: "
+                f"{getattr(rollout, key):g} each) or cluster.trainer.ranks ({key}: {getattr(trainer, key):g} each)"
             )
         time.sleep(_POLL_S)
 

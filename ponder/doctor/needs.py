@@ -91,19 +91,19 @@ def needs_of(recipe: Recipe, run_dir: Path, address: str | None = None, runs_pro
 
 def shares_of(recipe: Recipe) -> tuple[Share, ...]:
     """The trainers' ranks, the rollout workers and the reward models' own, each with what Ray reserves for it."""
-    rollout, trainer = recipe.cluster.rollout, recipe.cluster.trainer
+    rollout, trainer, judge = recipe.cluster.rollout, recipe.cluster.trainer, recipe.cluster.reward_models
     shares = [
         Share("cluster.trainer.ranks", trainer.ranks, trainer.gpus, trainer.cpus),
         Share("cluster.rollout.workers", rollout.workers, rollout.gpus, rollout.cpus),
     ]
-    judges = _reward_models(recipe) if recipe.cluster.reward_models == "separate" else 0
-    return (*shares, Share("cluster.reward_models", judges, 0.0, 1.0)) if judges else tuple(shares)
+    judges = _reward_models(recipe) if judge.place == "separate" else 0
+    return (*shares, Share("cluster.reward_models", judges, judge.gpus, judge.cpus)) if judges else tuple(shares)
 
 
 def _reward_models(recipe: Recipe) -> int:
     """The most that one stage rewards by."""
     stages = [stage for stage in recipe.stages.values() if isinstance(stage, ReinforceStage)]
-    return max((sum(reward.model is not None for reward in stage.rewards.values()) for stage in stages), default=0)
+    return max((len(stage.reward_models) for stage in stages), default=0)
 
 
 def without_room(shares: Sequence[Share], nodes: Sequence[Node]) -> Share | None:

@@ -36,6 +36,7 @@ from ponder.model.config import DecoderConfig
 from ponder.model.functional import rms_norm, swiglu
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _BUCKET_RATIO = 0.8
 """Sequences attend together while the shortest has at least this share of the longest one's length."""
@@ -245,7 +246,7 @@ class Decoder(nn.Module):
 
         Whoever calls `hidden` does so within `arithmetic`.
         """
-        self.compute_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.compute_dtype = None if precision == "fp32" else DTYPES[precision]
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Within it `hidden` computes as `compute_in` says."""

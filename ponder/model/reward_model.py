@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,7 +47,8 @@ CARD = "reward.json"
 SCORING_BUDGET = 8192
 """Rows, in tokens, of one forward pass where nothing else is said."""
 
-_HEAD = "score.weight"  # transformers' name for it
+HEAD = "score.weight"
+"""transformers' name for the scalar head."""
 
 
 class Scored(NamedTuple):
@@ -164,9 +166,11 @@ class RewardModel(nn.Module):
         """
         examples = [self.example(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
         longest = self.decoder.config.max_positions
-        raw = iter(self.raw_scores([_shortened(e, longest) for e in examples if e is not None]))
-        lowest, norm = self.norm.lowest, self.norm
-        return [((lowest if e is None else next(raw)) - norm.mean) / norm.deviation for e in examples]
+        raw = self.raw_scores([_shortened(e, longest) for e in examples if e is not None])
+        if not all(map(math.isfinite, raw)):
+            raise UsageError("precision: a reward model's scores are not finite; where it is fp16, take bf16 or fp32")
+        scores, lowest, norm = iter(raw), self.norm.lowest, self.norm
+        return [((lowest if e is None else next(scores)) - norm.mean) / norm.deviation for e in examples]
 
     def example(self, prompt: str, reply: str) -> Scored | None:
         """What is scored of a prompt, before any template, and a whole reply; None when there is no answer to score."""
@@ -252,7 +256,7 @@ def save_reward_model(path: str | Path, model: RewardModel) -> None:
         write_json(folder / CONFIG, config)
         weights = dict(model.decoder.named_parameters())
         head = weights.pop("head.weight")
-        write_shards(folder, {**rename_to_hf(model.decoder.config, weights), _HEAD: head.detach().cpu()})
+        write_shards(folder, {**rename_to_hf(model.decoder.config, weights), HEAD: head.detach().cpu()})
         model.tokenizer.save(folder)
         write_json(folder / CARD, card)
 
@@ -260,8 +264,36 @@ def save_reward_model(path: str | Path, model: RewardModel) -> None:
 def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
     """Read the folder of a reward model, or of the `train_reward` stage that holds it.
 
-    Raises `BrokenInputError` when it is none, or is damaged.
+    The decoder's weights are of `dtype`, the head and the scores in float32. Raises `BrokenInputError` when it is none,
+    or is damaged.
     """
+    card, names, read = open_reward_model(path)
+    return card.build(names, read, dtype)
+
+
+@dataclass(frozen=True)
+class RewardCard:
+    """A reward model without its weights."""
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    how: Mapping[str, Any]
+    """Of the constructor: kind, score and template."""
+    norm: Norm
+    figures: Mapping[str, float]
+
+    def build(self, names: Iterable[str], read: Callable[[str], Tensor], dtype: torch.dtype) -> RewardModel:
+        """The model with the weights that `read` gets by their names in the folder; no more than one is copied at a
+        time. Raises `BrokenInputError` for weights that do not fit."""
+        decoder = build_decoder(self.config, set(names) - {HEAD}, read, dtype)
+        model = RewardModel(decoder, self.tokenizer, **self.how)
+        model.decoder.head_weight.data = read(HEAD).to(torch.float32, copy=True)
+        model.norm, model.figures = self.norm, self.figures
+        return model
+
+
+def open_reward_model(path: str | Path) -> tuple[RewardCard, set[str], Callable[[str], Tensor]]:
+    """What a folder holds besides weights, the names of these, and what reads one. Raises as `load_reward_model`."""
     folder = Path(path)
     if (folder / "model" / CARD).exists():
         folder /= "model"
@@ -270,15 +302,11 @@ def load_reward_model(path: str | Path, dtype: torch.dtype = torch.float32) -> R
     card = read_object(folder / CARD)
     config = DecoderConfig.from_hf(read_object(folder / CONFIG))
     names, read = open_weights(folder)
-    if _HEAD not in names:
-        raise BrokenInputError(f"the weights in {folder} lack {_HEAD}, the head of a reward model")
-    decoder = build_decoder(config, names - {_HEAD}, read, dtype)
+    if HEAD not in names:
+        raise BrokenInputError(f"the weights in {folder} lack {HEAD}, the head of a reward model")
     try:
         how = {name: card[name] for name in ("kind", "score", "template")}
         norm, figures = Norm(**card["norm"]), dict(card["figures"])
     except (KeyError, TypeError) as error:
         raise BrokenInputError(f"{folder / CARD} lacks or garbles a key: {error}") from error
-    model = RewardModel(decoder, Tokenizer.from_folder(folder), **how)
-    model.decoder.head_weight.data = read(_HEAD).to(dtype)
-    model.norm, model.figures = norm, figures
-    return model
+    return RewardCard(config, Tokenizer.from_folder(folder), how, norm, figures), names, read

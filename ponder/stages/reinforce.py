@@ -28,6 +28,7 @@ from ponder.algorithms.overlong import soft_overlong_penalty
 from ponder.cluster.backend import Backend, LocalBackend
 from ponder.errors import InterruptedRunError, LostWorkersError
 from ponder.evaluation.heldout import engine_sampling, evaluate_problems
+from ponder.model.decoder import DTYPES
 from ponder.model.folder import save_folder
 from ponder.model.load import load_model
 from ponder.model.parser import prompt_tail
@@ -233,12 +234,16 @@ class Reinforcement:
         return updates
 
     def _load_reward_models(self) -> dict[str, RewardModel]:
-        device = pick_device(self.context.recipe.device)
-        return {
-            name: self.backend.separate(name, load_reward_model(self.context.model_source(settings.model)).to(device))
-            for name, settings in self.stage.rewards.items()
-            if settings.model is not None
-        }
+        models = {name: self._load_reward_model(name) for name in self.stage.reward_models}
+        rewards = self.stage.rewards.items()
+        return {name: models[settings.model] for name, settings in rewards if settings.model is not None}
+
+    def _load_reward_model(self, name: str) -> RewardModel:
+        recipe, folder = self.context.recipe, self.context.model_source(name)
+        separate = self.backend.separate(name, folder, recipe.precision)
+        if separate is not None:
+            return separate
+        return load_reward_model(folder, DTYPES[recipe.precision]).to(pick_device(recipe.device))
 
     # --- what the lines need ---------------------------------------------------------------------------------------
 
@@ -425,8 +430,7 @@ class Reinforcement:
             return LocalBackend(self.model.to(pick_device(recipe.device)), settings, keep_reference, warn)
         from ponder.cluster.ray_backend import RayBackend
 
-        reward_models = sum(reward.model is not None for reward in stage.rewards.values())
-        return RayBackend(self.model, settings, recipe.cluster, keep_reference, warn, reward_models)
+        return RayBackend(self.model, settings, recipe.cluster, keep_reference, warn, len(stage.reward_models))
 
     def _open_feed(self) -> Feed:
         cluster, publish = self.context.recipe.cluster, self.backend.publish

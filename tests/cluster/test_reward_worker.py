@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -14,9 +15,14 @@ import pytest
 
 pytest.importorskip("ray")
 
-from ponder.cluster.reward_worker import SeparateRewardModel
+import torch
+
+from ponder.cluster.reward_worker import SeparateRewardModel, send_reward_model
 from ponder.cluster.runtime import Runtime
 from ponder.errors import BrokenInputError, InterruptedRunError
+from ponder.model.decoder import DTYPES, Precision
+from ponder.model.load import load_model
+from ponder.model.reward_model import RewardModel, load_reward_model, save_reward_model
 from ponder.recipe import ClusterSettings
 
 SETTINGS = ClusterSettings.model_validate(
@@ -67,7 +73,8 @@ def warnings() -> list[str]:
 
 @pytest.fixture
 def model(tmp_path: Path, warnings: list[str]) -> Iterator[SeparateRewardModel]:
-    model = SeparateRewardModel("helpful", LengthModel(tmp_path / "trap"), SETTINGS, warnings.append)
+    judge = LengthModel(tmp_path / "trap")
+    model = SeparateRewardModel("helpful", lambda: judge, SETTINGS, warnings.append)
     yield model
     model.close()
 
@@ -85,7 +92,7 @@ def test_a_lost_worker_is_replaced_and_asked_again(
     (tmp_path / "trap").write_text(str(int(by)))
     assert model.score_replies(["p", "p"], ["four", "seven"]) == [4.0, 5.0]
     assert len(warnings) == 1
-    assert re.match(rf"the worker of the reward 'helpful' {why}", warnings[0])
+    assert re.match(rf"the worker of the reward model 'helpful' {why}", warnings[0])
 
 
 def test_what_the_model_raises_and_too_many_losses_end_the_run(model: SeparateRewardModel, tmp_path: Path) -> None:
@@ -94,3 +101,36 @@ def test_what_the_model_raises_and_too_many_losses_end_the_run(model: SeparateRe
     (tmp_path / "trap").write_text("9")
     with pytest.raises(InterruptedRunError, match=r"max_restarts \(1\) is used up"):
         model.score_replies(["p"], ["again and again"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_worker_scores_exactly_as_the_driver_does(precision: Precision, tmp_path: Path) -> None:
+    base = load_model("mini")
+    base.decoder.initialise(0)  # a base of the package may change
+    model = RewardModel.on(base, 1, kind="pairwise", score="reply", template="mini")
+    save_reward_model(tmp_path / "rm", model)
+    prompts, replies = ["What is 2 + 3?"] * 3, ["It is 5.", "It is 6, or 7.", "I do not know."]
+    shared = load_reward_model(tmp_path / "rm", DTYPES[precision])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(SETTINGS.reward_models.threads)
+    expected = shared.score_replies(prompts, replies)
+    torch.set_num_threads(threads)
+    separate = SeparateRewardModel(
+        "rm", send_reward_model(str(tmp_path / "rm"), DTYPES[precision], "cpu"), SETTINGS, print
+    )
+    shutil.rmtree(tmp_path / "rm")  # another node may not see it
+    try:
+        assert separate.score_replies(prompts, replies) == expected
+        assert len(set(expected)) == 3
+    finally:
+        separate.close()
+
+
+def test_what_keeps_a_model_from_being_made_ends_the_run() -> None:
+    def make() -> LengthModel:
+        raise BrokenInputError("the weights do not fit")
+
+    model = SeparateRewardModel("helpful", make, SETTINGS, print)
+    with pytest.raises(BrokenInputError, match=r"^the weights do not fit$"):
+        model.score_replies(["p"], ["reply"])
+    model.close()

@@ -31,7 +31,12 @@ def test_needs_are_what_all_workers_reserve_together() -> None:
     some = settings(rollout={"workers": 3, "cpus": 2, "gpus": 0.5}, trainer={"ranks": 4, "cpus": 0.5, "gpus": 1})
     assert needs(some) == (3 * 2 + 4 * 0.5, 3 * 0.5 + 4)
     assert needs(some, reward_models=2) == needs(some)
-    assert needs(some.model_copy(update={"reward_models": "separate"}), reward_models=2) == (10.0, 5.5)
+    separate = settings(**some.model_dump(exclude={"kind", "reward_models"}), reward_models="separate")
+    assert needs(separate, reward_models=2) == (10.0, 5.5)
+    judges = {"place": "separate", "gpus": 1, "cpus": 4}
+    own = settings(**some.model_dump(exclude={"kind", "reward_models"}), reward_models=judges)
+    assert needs(own, reward_models=2) == (16.0, 7.5)
+    assert needs(own) == needs(some)
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ponder.errors import UsageError
+from ponder.model.load import load_model
+from ponder.model.reward_model import RewardModel, load_reward_model, save_reward_model
 from ponder.pipeline import run_pipeline
 from ponder.recipe import Recipe, RewardSettings, load_recipe
 from ponder.rewards import applies
 from ponder.run import RunFolder
+from ponder.stages import reinforce
 from ponder.stages.reinforce import Reinforcement
 from ponder.store.rollouts import RolloutRow
 
@@ -98,6 +102,27 @@ def test_a_reward_model_sees_the_block_that_the_prompt_opened(
     assert judge.asked
     assert all(reply.startswith("<think>") for _, reply in judge.asked)
     assert not any("Q: " in prompt for prompt, _ in judge.asked)
+
+
+def test_a_model_behind_two_rewards_is_loaded_once_in_the_recipes_precision(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = RewardModel.on(load_model(tiny_model), 0, kind="pairwise", score="reply", template="mini")
+    save_reward_model(tmp_path / "judge", model)
+    loaded: list[RewardModel] = []
+
+    def load(folder: str, dtype: torch.dtype) -> RewardModel:
+        loaded.append(load_reward_model(folder, dtype))
+        return loaded[-1]
+
+    monkeypatch.setattr(reinforce, "load_reward_model", load)
+    judge = {"model": str(tmp_path / "judge")}
+    recipe = make_recipe(tiny_model, rewards={"helpful": judge, "second": {**judge, "weight": 0.5}}, steps=1)
+    run_pipeline(recipe.model_copy(update={"precision": "bf16"}), tmp_path / "run", quiet=True)
+    (only,) = loaded
+    assert only.decoder.embedding.weight.dtype == torch.bfloat16
+    row = next(RunFolder(tmp_path / "run").rollouts().iter_rollouts("r1", split="train"))
+    assert row.rewards["helpful"] == row.rewards["second"] != 0
 
 
 def test_metrics_average_a_reward_over_those_that_get_it(
