@@ -145,10 +145,6 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str], add_special: bool = False) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
-        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special)]
-
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt to be continued: opened with the opening token if this tokenizer uses one, never closed."""
         ids = self.encode(text)
