@@ -30,7 +30,7 @@ CLUSTER = {
     "kind": "ray",
     "rollout": {"workers": 2},
     "trainer": {"ranks": 2},
-    "deadlines": {"silent_s": 10, "update_s": 60},
+    "deadlines": {"update_s": 300},
 }
 STEPS = 6
 
@@ -188,7 +188,7 @@ def test_asynchronous_runs_lose_and_double_nothing(run: Run, monkeypatch: pytest
     assert [line["step"] for line in done.training] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)
 def test_a_driver_that_is_killed_is_started_again_and_ends_bit_for_bit(
     unbroken: Done, model_folder: Path, tmp_path: Path, repository: Path
 ) -> None:
@@ -200,14 +200,14 @@ def test_a_driver_that_is_killed_is_started_again_and_ends_bit_for_bit(
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while '"step": 4' not in (metrics.read_text() if metrics.exists() else ""):
             assert process.poll() is None, process.communicate()[0].decode()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         (driver,) = [pid for pid in descendants(process.pid) if _is_driver(pid)][:1]
         os.kill(driver, signal.SIGKILL)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, output.decode()
