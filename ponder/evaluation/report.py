@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ponder.errors import PonderError
+from ponder.errors import BrokenInputError, PonderError
 from ponder.evaluation.costs import cost_grid, stage_costs
 from ponder.evaluation.drawing import Box, Edge, draw_graph
 from ponder.evaluation.html import Html, element, join, page
@@ -70,7 +70,12 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     with disk_errors(path, "read"):
-        recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BrokenInputError(f"{path} is damaged: remove it, or run the recipe again") from error
+    if not isinstance(recipe, dict):
+        raise BrokenInputError(f"{path} is damaged: remove it, or run the recipe again")
     return recipe
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ponder.errors import BrokenInputError
 from ponder.store.files import atomic_write_json, read_json
 
 Row = dict[str, Any]
@@ -44,8 +45,11 @@ class EvaluationsWriter:
 
 
 def read_evaluations(path: Path) -> list[Row]:
-    """All rows; none when the file is missing."""
-    return list(read_json(path)) if path.exists() else []
+    """All rows; none when the file is missing. Raises `BrokenInputError` for a file that holds anything else."""
+    rows = read_json(path) if path.exists() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "stage" in row for row in rows):
+        raise BrokenInputError(f"{path} is damaged: it must be a list of rows that name their stage")
+    return rows
 
 
 def edit_evaluations(path: Path, change: Callable[[Row], Row | None]) -> None:

@@ -239,9 +239,11 @@ def _encode(line: Line) -> bytes:
 
 def _decode(text: str, path: Path, number: int) -> Line:
     try:
-        line: Line = json.loads(text)
+        line = json.loads(text)
     except ValueError as error:
         raise BrokenInputError(f"{path} is damaged: line {number} is not JSON; remove that line") from error
+    if not (isinstance(line, dict) and isinstance(line.get("stage"), str) and isinstance(line.get("step"), int)):
+        raise BrokenInputError(f"{path} is damaged: line {number} has no stage and step; remove that line")
     return line
 
 

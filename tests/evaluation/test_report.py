@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ponder.errors import UsageError
+from ponder.errors import BrokenInputError, UsageError
 from ponder.evaluation.excerpts import choose_comparisons
 from ponder.evaluation.html import POLICY, VOID
 from ponder.evaluation.metrics import pass_at_1
@@ -474,6 +474,14 @@ def test_a_recipe_of_another_version_has_a_page_without_a_drawing(tmp_path: Path
     page, reader = read(run)
     assert 'class="graph"' not in page
     assert "pass@1 (%)" in reader.text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"3", b""])
+def test_a_damaged_recipe_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    run = make_pipeline(tmp_path / "run")
+    (run / "recipe.yaml").write_bytes(content)
+    with pytest.raises(BrokenInputError, match=r"recipe\.yaml is damaged"):
+        write_report(run)
 
 
 # --- hostile text --------------------------------------------------------------------------------------------------

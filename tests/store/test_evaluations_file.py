@@ -43,3 +43,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_text("[{]")
     with pytest.raises(BrokenInputError, match=r"evaluations\.json is not a JSON file"):
         read_evaluations(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "[{}]"])
+def test_what_is_no_list_of_rows_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluations.json").write_text(text)
+    with pytest.raises(BrokenInputError, match="must be a list of rows that name their stage"):
+        read_evaluations(tmp_path / "evaluations.json")

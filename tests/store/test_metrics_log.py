@@ -129,9 +129,18 @@ def test_a_full_disk_is_one_sentence_and_the_log_goes_on_afterwards(
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
 
 
-def test_a_damaged_line_is_named(path: Path) -> None:
-    path.write_text('{"stage": "a", "step": 1}\nnot json\n')
-    with pytest.raises(BrokenInputError, match="line 2 is not JSON"):
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("not json", "line 2 is not JSON"),
+        ("[]", "line 2 has no stage and step"),
+        ('{"stage": "a"}', "line 2 has no stage and step"),
+        ('{"stage": "a", "step": "x"}', "line 2 has no stage and step"),
+    ],
+)
+def test_a_damaged_line_is_named(path: Path, damage: str, sentence: str) -> None:
+    path.write_text('{"stage": "a", "step": 1}\n' + damage + "\n")
+    with pytest.raises(BrokenInputError, match=sentence):
         read_metrics(path)
 
 
