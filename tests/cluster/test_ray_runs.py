@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_runs import Done, make_model, make_recipe, same_weights, timeless
 
 from ponder.cluster.processes import descendants
 from ponder.cluster.ray_backend import RayBackend
 from ponder.cluster.runtime import Runtime
+from ponder.cluster.trainer_group import RewardTrainerGroup
 from ponder.errors import InterruptedRunError
 from ponder.pipeline import run_pipeline
 from ponder.recipe import ClusterSettings, Recipe, load_recipe, to_yaml
 from ponder.run import RunFolder
 from ponder.stages.reinforce import Reinforcement
+from ponder.stages.train_reward import RewardTraining
 from ponder.store.metrics import series
 
 CLUSTER = {
@@ -216,6 +220,121 @@ def test_a_driver_that_is_killed_is_started_again_and_ends_bit_for_bit(
 
 def _is_driver(pid: int) -> bool:
     return b"ponder\0run" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+# --- reward models ----------------------------------------------------------------------------------------------------
+
+
+REWARD: dict[str, Any] = {
+    "verb": "train_reward",
+    "model": "mini-llama",
+    "template": "mini",
+    "data": ["mini-world"],
+    "rows": 90,
+    "rows_per_step": 8,
+    "max_tokens": 100,
+    "tokens_per_micro_batch": 300,
+    "frozen_layers": 1,
+    "checkpoint_every": 3,
+    "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+}
+
+
+class Judge:
+    """What a finished `train_reward` has left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run, self.folder = RunFolder(folder), folder / "stages" / "rm"
+        self.lines = timeless(self.run.metrics("rm"))
+        self.held_out = [{n: v for n, v in line.items() if n.startswith("heldout/")} for line in self.lines][-1]
+        self.weights = load_file(self.folder / "model" / "model.safetensors")
+
+    def series(self, name: str) -> list[float]:
+        return [line[name] for line in self.lines if name in line]
+
+    def scores(self) -> list[float]:
+        rows = map(json.loads, (self.folder / "samples" / "held-out.jsonl").read_text().splitlines())
+        return [row[side] for row in rows for side in ("chosen_score", "rejected_score")]
+
+
+def train_judge(folder: Path, cluster: Any, **settings: Any) -> Judge:
+    recipe = {"name": "judge", "threads": 1, "cluster": cluster, "stages": {"rm": REWARD}, **settings}
+    run_pipeline(load_recipe(recipe), folder, quiet=True)
+    return Judge(folder)
+
+
+@pytest.fixture(scope="module")
+def judge(ray_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    """Trained by two ranks, unbroken."""
+    return train_judge(tmp_path_factory.mktemp("judge") / "run", CLUSTER)
+
+
+def assert_alike(found: Judge, expected: Judge) -> None:
+    """All that a stage leaves, to rounding."""
+    for name in ("loss/train", "grad/norm"):
+        assert found.series(name) == pytest.approx(expected.series(name), rel=1e-3), name
+    for name in ("data/examples", "accuracy/train", "optimizer/lr", "tokens/trained"):
+        assert found.series(name) == expected.series(name), name
+    assert len(found.series("loss/train")) == 10
+    scores = expected.scores()
+    assert max(scores) - min(scores) > 0.5
+    assert found.scores() == pytest.approx(scores, abs=1e-3)
+    assert found.held_out == pytest.approx(expected.held_out, abs=1e-3)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-3)
+    files = [{path.name for path in (done.folder / "model").iterdir()} for done in (found, expected)]
+    assert files[0] == files[1]
+    cards = [json.loads((done.folder / "model" / "reward.json").read_text()) for done in (found, expected)]
+    assert cards[0]["norm"] == pytest.approx(cards[1]["norm"], abs=1e-3)
+    assert cards[0]["figures"] == pytest.approx(cards[1]["figures"], abs=1e-3)
+
+
+def test_ranks_train_the_reward_model_that_one_process_trains(judge: Judge, tmp_path: Path) -> None:
+    assert_alike(judge, train_judge(tmp_path / "local", "local"))
+
+
+def test_a_reward_model_whose_rank_dies_ends_bit_for_bit_as_the_unbroken_one(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the last step, behind a checkpoint, is measured."""
+    measure, killed = RewardTraining._measure, [False]
+
+    def measuring(self: RewardTraining) -> None:
+        if not killed[0]:
+            killed[0] = True
+            assert isinstance(self.trainer, RewardTrainerGroup)
+            where = self.trainer._where[1]
+            assert where is not None
+            os.kill(where[0], signal.SIGKILL)
+        measure(self)
+
+    monkeypatch.setattr(RewardTraining, "_measure", measuring)
+    done = train_judge(tmp_path / "broken", CLUSTER)
+    assert killed[0]
+    assert same_weights(done.weights, judge.weights)
+    assert done.lines == judge.lines
+    assert done.scores() == judge.scores()
+    assert done.run.evaluations() == judge.run.evaluations()
+
+
+def test_a_reward_model_goes_on_with_another_number_of_ranks(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to stop in step 5, which is saved."""
+    update = RewardTraining._update
+
+    def stopping(self: RewardTraining) -> None:
+        update(self)
+        self.context.stop.made = self.step == 5
+
+    monkeypatch.setattr(RewardTraining, "_update", stopping)
+    with pytest.raises(InterruptedRunError):
+        train_judge(tmp_path / "other", CLUSTER)
+    monkeypatch.setattr(RewardTraining, "_update", update)
+    done = train_judge(tmp_path / "other", CLUSTER | {"trainer": {"ranks": 1, "sharding": "ddp"}})
+    assert_alike(done, judge)
+    assert done.series("grad/norm")[:5] == judge.series("grad/norm")[:5]
 
 
 def test_the_other_verbs_do_on_a_cluster_what_they_do_in_one_process(ray_runs: None, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ponder.curation.endpoint import Messages, Progress
-from ponder.errors import BrokenInputError, InterruptedRunError, PonderError, RefusedError, UsageError
+from ponder.errors import BrokenInputError, InterruptedRunError, LostWorkersError, PonderError, RefusedError, UsageError
 from ponder.model.config import DecoderConfig
-from ponder.model.decoder import Decoder
+from ponder.model.decoder import Decoder, Layer
 from ponder.model.folder import save_folder
 from ponder.model.load import load_model
 from ponder.model.reward_model import RewardModel, load_reward_model
@@ -72,7 +72,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def go(tmp_path: Path, base: str) -> Go:
-    def run(rows: Sequence[JsonRow] | None = None, /, folder: str = "run", **changes: Any) -> Done:
+    def run(
+        rows: Sequence[JsonRow] | None = None, /, folder: str = "run", recipe: JsonRow | None = None, **changes: Any
+    ) -> Done:
         stage: dict[str, Any] = {
             "verb": "train_reward",
             "model": base,
@@ -87,8 +89,8 @@ def go(tmp_path: Path, base: str) -> Go:
         }
         if rows is not None:
             (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        recipe = load_recipe({"name": "tiny", "threads": 1, "stages": {"rm": stage}})
-        run_pipeline(recipe, tmp_path / folder, quiet=True)
+        whole = load_recipe({"name": "tiny", "threads": 1, "stages": {"rm": stage}, **(recipe or {})})
+        run_pipeline(whole, tmp_path / folder, quiet=True)
         return Done(tmp_path / folder)
 
     return run
@@ -226,6 +228,60 @@ def test_frozen_layers_keep_their_weights(go: Go, base: str) -> None:
     assert after.pop("head.weight").shape == (1, 16)
     kept = {name for name, weight in after.items() if torch.equal(weight, before[name])}
     assert kept == {name for name in after if name.startswith(("embedding.", "layers.0."))}
+
+
+def test_half_precision_moves_whole_weights_about_as_far(go: Go) -> None:
+    plain, half = go(epochs=2), go(folder="half", recipe={"precision": "bf16"}, epochs=2)
+    losses = [[line["loss/train"] for line in done.lines if "loss/train" in line] for done in (plain, half)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert half.held_out["heldout/accuracy/mean"] == pytest.approx(plain.held_out["heldout/accuracy/mean"], abs=0.15)
+    weights = half.load().decoder.state_dict()
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert not torch.equal(weights["norm.weight"].bfloat16().float(), weights["norm.weight"])
+
+
+def test_activations_computed_again_give_the_same_model(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls, counts, models = Layer._compute, [0], [], []
+
+    def counted(self: Layer, *arguments: Any) -> torch.Tensor:
+        calls[0] += 1
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Layer, "_compute", counted)
+    for enabled in (False, True):
+        calls[0] = 0
+        done = go(folder=f"again {enabled}", recipe={"activation_checkpointing": enabled}, frozen_layers=1)
+        counts.append(calls[0])
+        models.append((done.folder / "stages" / "rm" / "model" / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+    assert counts[1] == counts[0] + 7  # steps, of a micro-batch each, and of the two layers one learns
+
+
+def test_ranks_that_are_lost_send_the_stage_back_as_often_as_is_allowed(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first step, of which there is no checkpoint, then in the third, of which there is one."""
+    whole = go()
+    step, calls = trainer.reward_step, [0]
+
+    def losing(*arguments: Any) -> RewardStatistics:
+        calls[0] += 1
+        if calls[0] in (1, 4):
+            raise LostWorkersError("trainer rank 1 of 2 died")
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "reward_step", losing)
+    with pytest.raises(InterruptedRunError, match="rank 1 of 2 died"):
+        go(folder="gives up", recipe={"cluster": {"max_restarts": 0}})
+    calls[0] = 0
+    done = go(folder="goes on", recipe={"cluster": {"max_restarts": 2}})
+    assert calls[0] == 7 + 2
+    assert done.timeless() == whole.timeless()
+    calls[0] = 0
+    with pytest.raises(InterruptedRunError):
+        go(folder="gives up later", recipe={"cluster": {"max_restarts": 1}})
+    assert calls[0] == 4
 
 
 class Judge:
