@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from page_helpers import Serve
 from playwright.sync_api import Browser, sync_playwright
-
-Serve = Callable[[FastAPI], AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +37,10 @@ def serve_app() -> Serve:
         server.startup = _then(server.startup, started)  # type: ignore[method-assign]
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        assert started.wait(20)
+        assert started.wait(120)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
 
     return serving

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
+from page_helpers import PATIENCE_MS
 from fastapi import FastAPI
 from made_runs import HOSTILE, aged_run, earlier_run, known_run, real_run, rollout, write_metrics
 from playwright.sync_api import Browser, Page, expect
@@ -23,8 +24,6 @@ DESKTOP, PHONE = (1280, 800), (390, 844)
 SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 
 Open = Callable[..., Page]
-
-expect.set_options(timeout=15_000)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +73,7 @@ def open_page(browser: Browser, address: str) -> Iterator[Open]:
         allowed.append(expected)
         viewport = {"width": size[0], "height": size[1]}
         context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -103,7 +103,7 @@ def test_runs_are_listed_and_one_opens_with_its_curves(open_page: Open, size: tu
         figure = page.locator("figure", has=page.get_by_role("heading", name=title, exact=True))
         expect(figure).to_be_visible()
         expect(figure.locator(".legend b").first).not_to_have_text("–")
-    assert page.locator("figure canvas").count() >= 10
+    expect(page.locator("figure canvas").nth(9)).to_be_attached()
     page.get_by_text("Who starts from whom").click()
     expect(page.locator("svg .name", has_text="table")).to_be_visible()
 
@@ -200,7 +200,7 @@ def test_tokens_are_coloured_and_a_legend_says_by_what(open_page: Open, size: tu
     expect(page.locator("mark.turning")).to_have_text("Wait")
     for kind, tint, legend in COLOURS:
         page.get_by_label("Colour by").select_option(kind)
-        assert page.locator(".completion .t").first.get_attribute("class") == f"t {tint}"
+        expect(page.locator(".completion .t").first).to_have_class(f"t {tint}")
         assert page.locator(".completion").inner_text() == "<think>1+2=4. Wait, 1+2=3</think><answer>3</answer>"
         expect(page.locator(".scale")).to_contain_text(legend)
         shade = "getComputedStyle(document.querySelector('.completion .t')).backgroundColor"
@@ -246,7 +246,7 @@ def test_a_rollout_over_several_versions_of_the_policy(open_page: Open, size: tu
     stale.click()
     expect(page.get_by_text("2 to 4, 3 updates before the one that learnt from it")).to_be_visible()
     page.get_by_label("Colour by").select_option("version")
-    assert page.locator(".scale .step").all_inner_texts() == ["2", "3", "4"]
+    expect(page.locator(".scale .step")).to_have_text(["2", "3", "4"])
     tints = [token.get_attribute("class") for token in page.locator(".completion .t").all()]
     assert tints[:9] == ["t version k2"] * 3 + ["t version k6"] * 5 + ["t version k9"]
     assert set(tints[9:]) == {"t version k9"}
