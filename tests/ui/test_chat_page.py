@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from page_helpers import PATIENCE_MS, Serve
 from fastapi import Response
+from page_helpers import PATIENCE_MS, Serve
 from playwright.sync_api import Browser, Locator, Page, expect
 from scripted_api import END, ScriptedApi, Step, event, refusal, reply, says, thinks
 

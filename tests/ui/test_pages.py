@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
-from page_helpers import PATIENCE_MS
 from fastapi import FastAPI
 from made_runs import HOSTILE, aged_run, earlier_run, known_run, real_run, rollout, write_metrics
+from page_helpers import PATIENCE_MS
 from playwright.sync_api import Browser, Page, expect
 
 from ponder.run import RunFolder
