@@ -816,7 +816,7 @@ def _folder(model: str) -> str:
 def _served(text: str) -> str:
     """The same for ID=MODEL."""
     name, equals, model = text.partition("=")
-    return f"{name}={_folder(model)}" if equals else _folder(text)
+    return f"{name}={_folder(model)}" if equals and model else _folder(text)
 
 
 def _exams(on: str) -> tuple[list[str], list[str]]:

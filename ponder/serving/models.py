@@ -130,14 +130,16 @@ class ServedModels:
 def named_sources(references: Iterable[str], template: str | None = None) -> dict[str, ModelSource]:
     """Sources from a command's arguments: `MODEL` or `ID=MODEL`; each must exist.
 
-    A stage's model is called RUN/STAGE, another folder or file by its own name. Raises `UsageError` when two get the
-    same id, `BrokenInputError` when there is no such model.
+    A stage's model is called RUN/STAGE, another folder or file by its own name. Raises `UsageError` for half of
+    `ID=MODEL` and when two get the same id, `BrokenInputError` when there is no such model.
     """
     sources: dict[str, ModelSource] = {}
     for text in references:
         name, equals, reference = text.partition("=")
         if not equals:
             name, reference = _default_id(text), text
+        if not name or not reference:
+            raise UsageError(f"{text!r} must be MODEL or ID=MODEL, as in other=mini")
         if name in sources:
             raise UsageError(f"two models would be called {name!r}: name one, as in other={reference}")
         resolve(reference)

@@ -87,6 +87,9 @@ def test_names_from_the_command_line(tmp_path: Path, tiny_model: Path) -> None:
         named_sources(["mini", "mini"])
     with pytest.raises(BrokenInputError, match="there is no model"):
         named_sources(["no-such-model"])
+    for half in ("=mini", "mine=", ""):
+        with pytest.raises(UsageError, match="must be MODEL or ID=MODEL"):
+            named_sources([half])
 
 
 def test_loading_one_model_does_not_hold_up_another(
