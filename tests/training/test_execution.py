@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_leaves
 from ponder.errors import UsageError
 from ponder.model.decoder import Layer, PackedAttention, Packing, rotation_table
 from ponder.model.fallback import FallbackDecoder
+from ponder.model.reward_model import Scored, put_scalar_head
 from ponder.recipe import AlgorithmSettings, OptimizerSettings
 from ponder.training.execution import Execution, LossScale, Ranks, is_out_of_memory
 from ponder.training.optimizer import Optimizer
 from ponder.training.packing import Example, deal
+from ponder.training.reward_update import RewardExample, reward_scores, reward_step
 from ponder.training.update import Measured, batch_logprobs, supervised_step
 
 # --- dealing -------------------------------------------------------------------------------------------------------
@@ -290,7 +292,11 @@ def test_an_update_stays_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -
     with OneDevice():
         step(model, optimizer, trajectories, settings, 60, reference)
         supervised_step(model, optimizer, [t.example for t in trajectories], 60)
-    assert devices == [torch.device("meta")] * 2 * len(optimizer.parameters)
+        put_scalar_head(model).to("meta")
+        replies = [Scored(t.example.prompt_ids, t.example.reply_ids) for t in trajectories]
+        reward_step(model, optimizer, [RewardExample((reply,)) for reply in replies], 60)
+        assert len(reward_scores(model, optimizer.execution, replies, 60)) == len(replies)
+    assert devices == [torch.device("meta")] * 3 * len(optimizer.parameters)
     with OneDevice(), pytest.raises(RuntimeError, match="mixes devices"):  # the check itself
         packing = Packing.of_lengths([3])
         model.hidden(torch.tensor([1, 2, 3]), packing.positions, PackedAttention(packing))
