@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from ponder.capacity.shapes import dense_parameters
-from ponder.capacity.workload import config_of, evaluation_steps, exams
+from ponder.capacity.workload import arithmetic_bytes, config_of, evaluation_steps, exams
 from ponder.errors import BrokenInputError
 from ponder.lineage import references, running_order
 from ponder.model.embedded import FOLDERS
@@ -59,7 +59,8 @@ class StagePlan:
     """Upper bound of the tokens sampled, or trained on where nothing is sampled; None as for `updates`."""
     parameters: int | None
     memory_bytes: int | None
-    """Weights, gradients and optimizer state in fp32, with reference, teacher and reward models; no activations."""
+    """Weights, gradients and optimizer state in fp32, with reference and teacher; reward models in the recipe's
+    precision; no activations."""
     seconds: float | None
     """From the speeds and lengths that the run folder holds for this stage; None where nothing was measured yet."""
 
@@ -296,14 +297,15 @@ def _memory(recipe: Recipe, name: str) -> int | None:
     besides = [_parameters_of(recipe, model) for model in _held_beside(stage)]
     if own is None or None in besides:
         return None
-    return _FP32_BYTES * (own * _copies(stage) + sum(count or 0 for count in besides))
+    value_bytes = arithmetic_bytes(recipe) if isinstance(stage, ReinforceStage) else _FP32_BYTES
+    return _FP32_BYTES * own * _copies(stage) + value_bytes * sum(count or 0 for count in besides)
 
 
 def _held_beside(stage: Stage) -> set[str]:
     """Models that lie in memory beside the stage's own: reward models and teachers."""
     match stage:
         case ReinforceStage():
-            return {reward.model for reward in stage.rewards.values() if reward.model is not None}
+            return set(stage.reward_models)
         case FineTuneStage() if stage.on_policy is not None:
             return {stage.on_policy.teacher}
         case _:

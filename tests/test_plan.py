@@ -190,6 +190,8 @@ def test_memory_counts_reward_models_and_teachers(tmp_path: Path) -> None:
     assert plans["helpful_rm"].memory_bytes == 16 * base
     assert plans["reasoning"].memory_bytes == 4 * base
     assert plans["r1"].memory_bytes == 16 * dev + 4 * base  # one reward model behind two rewards is held once
+    half = plan_recipe(load_recipe(PIPELINE, ["precision=bf16"]), tmp_path / "none")
+    assert {p.name: p for p in half}["r1"].memory_bytes == 16 * dev + 2 * base
     assert plans["student"].parameters == dev  # the teacher's vocabulary, not the one written there
     assert plans["student"].memory_bytes == 16 * dev + 4 * dev
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,10 +12,10 @@ from typing import Literal
 from ponder.capacity.assumptions import Assumptions
 from ponder.capacity.hardware import Cluster
 from ponder.capacity.jobs import Layout, RolloutJob, TrainingJob
-from ponder.capacity.memory import RolloutMemory, TrainingMemory, rollout_memory, training_memory
+from ponder.capacity.memory import RolloutMemory, TrainingMemory, judge_bytes, rollout_memory, training_memory
 from ponder.capacity.shapes import DecoderShape
 from ponder.capacity.timing import RolloutTime, UpdateTime, handover_s, rollout_time, update_time
-from ponder.capacity.workload import Workload, workload
+from ponder.capacity.workload import Workload, asks_for_gpus, workload
 from ponder.errors import UsageError
 from ponder.lineage import running_order
 from ponder.recipe import LoraSettings, Recipe
@@ -36,6 +37,8 @@ class StepEstimate:
     step_s: float
     rollout_memory: RolloutMemory | None
     training_memory: TrainingMemory | None
+    judge_bytes: float | None
+    """On the fullest of the reward models' own devices; None where they have none."""
     problems: tuple[str, ...]
     """What does not fit, a sentence each; the times are then those of devices with more memory."""
 
@@ -139,42 +142,61 @@ def _tokens(work: Workload) -> float:
 
 def _layouts(recipe: Recipe, work: Workload, cluster: Cluster) -> Iterator[Layout]:
     """Every way in which the cluster can carry out a stage, as far as neither recipe nor cluster say."""
-    device, devices = cluster.device, cluster.devices
-    if work.rollouts is None:
+    device, judges = cluster.device, _judge_devices(recipe, work)
+    devices = cluster.devices - judges
+    if asks_for_gpus(recipe):
+        yield _layout_of_recipe(recipe, work, cluster)
+    elif devices < 1:
+        raise UsageError(
+            f"cluster.reward_models: devices of their own ({judges}) leave none of --cluster's {cluster.devices} to "
+            "sample and train: set it to shared, or name a larger cluster"
+        )
+    elif work.rollouts is None:
         yield Layout(device, 0, devices)
     elif work.training is None:
         yield from (Layout(device, devices, 0, tp) for tp in _powers_of_two(devices))
-    elif recipe.cluster.kind == "ray" and recipe.cluster.rollout.gpus:
-        yield _layout_of_recipe(recipe, cluster)
     elif cluster.shared or devices == 1:
         if recipe.cluster.schedule != "synchronous":
             raise UsageError(
                 f"cluster.schedule {recipe.cluster.schedule!r} samples and trains at once, which shared devices "
                 "cannot: write --cluster as 8xH100:rollout=4,train=4, or set cluster.schedule=synchronous"
             )
-        yield from (Layout(device, devices, devices, tp, True, devices > 1) for tp in _powers_of_two(devices))
+        whole = Layout(device, devices, devices, shared=True, swapped=devices > 1, judge_devices=judges)
+        yield from (replace(whole, tensor_parallel=tp) for tp in _powers_of_two(devices))
     elif cluster.rollout is not None:
-        for tp in _powers_of_two(cluster.rollout):
-            yield Layout(device, cluster.rollout, devices - cluster.rollout, tp)
+        rollout = min(cluster.rollout, devices - 1)
+        split = Layout(device, rollout, devices - rollout, judge_devices=judges)
+        yield from (replace(split, tensor_parallel=tp) for tp in _powers_of_two(rollout))
     else:
         grain = max(1, devices // _SPLITS)
         for tp in _powers_of_two(devices - 1):
             step = max(tp, grain)
             for rollout in range(step, devices, step):
-                yield Layout(device, rollout, devices - rollout, tp)
+                yield Layout(device, rollout, devices - rollout, tp, judge_devices=judges)
 
 
-def _layout_of_recipe(recipe: Recipe, cluster: Cluster) -> Layout:
-    rollout, trainer = recipe.cluster.rollout, recipe.cluster.trainer
+def _judge_devices(recipe: Recipe, work: Workload) -> int:
+    """Devices that only reward models have: whole ones, of which several may share one."""
+    if work.training is None or work.training.judge_place != "own":
+        return 0
+    each = recipe.cluster.reward_models.gpus or 1.0  # as if, where the recipe asks for no GPUs at all
+    return math.ceil(len(work.training.judges) * each)
+
+
+def _layout_of_recipe(recipe: Recipe, work: Workload, cluster: Cluster) -> Layout:
+    """Those of its workers, ranks and reward models that the stage uses; the others wait."""
+    rollout, trainer, judges = recipe.cluster.rollout, recipe.cluster.trainer, _judge_devices(recipe, work)
     tp = rollout.vllm.tensor_parallel if rollout.engine == "vllm" else 1
-    needed = rollout.workers * tp + trainer.ranks
+    needed = rollout.workers * tp + trainer.ranks + judges
     if needed > cluster.devices:
+        also = f" and reward models on {judges}" if judges else ""
         raise UsageError(
-            f"cluster.rollout ({rollout.workers} workers of {tp} devices) and cluster.trainer ({trainer.ranks} ranks) "
-            f"need {needed} devices, --cluster has {cluster.devices}: lower cluster.rollout.workers or "
+            f"cluster.rollout ({rollout.workers} workers of {tp} devices) and cluster.trainer ({trainer.ranks} ranks)"
+            f"{also} need {needed} devices, --cluster has {cluster.devices}: lower cluster.rollout.workers or "
             "cluster.trainer.ranks, or name a larger cluster"
         )
-    return Layout(cluster.device, rollout.workers * tp, trainer.ranks, tp)
+    sampling = rollout.workers * tp if work.rollouts else 0
+    return Layout(cluster.device, sampling, trainer.ranks if work.training else 0, tp, judge_devices=judges)
 
 
 def _powers_of_two(most: int) -> list[int]:
@@ -209,10 +231,9 @@ def step_on(
         update = update_time(shape, work.training, device, layout.train_devices, a)
         if training.total_bytes > usable:
             problems.append(_too_large("training", training.total_bytes, usable))
-        for judge in work.training.judges:
-            needed = 4 * judge.shape.parameters
-            if needed > usable:
-                problems.append(_too_large(f"reward model {judge.shape.name}, whole in fp32,", needed, usable))
+    judging = None if work.training is None else _judging_bytes(work.training, layout)
+    if judging is not None and judging > usable:
+        problems.append(_too_large("scoring by reward models", judging, usable))
     memory: RolloutMemory | None = None
     rollout: RolloutTime | None = None
     if work.rollouts is not None:
@@ -241,7 +262,15 @@ def step_on(
     hand = handover_s(shape, layout, work.rollouts.weight_bytes, a) if both and work.rollouts else 0.0
     rollout_s, update_s = rollout.total_s if rollout else 0.0, update.total_s if update else 0.0
     step_s = (rollout_s + update_s if schedule == "synchronous" else max(rollout_s, update_s)) + hand
-    return StepEstimate(layout, rollout, update, hand, step_s, memory, training, tuple(problems))
+    return StepEstimate(layout, rollout, update, hand, step_s, memory, training, judging, tuple(problems))
+
+
+def _judging_bytes(job: TrainingJob, layout: Layout) -> float | None:
+    """Of the largest reward models, as many as share one of their own devices; None where they have none."""
+    if not layout.judge_devices:
+        return None
+    sizes = sorted((judge_bytes(judge, job) for judge in job.judges), reverse=True)
+    return sum(sizes[: math.ceil(len(sizes) / layout.judge_devices)])
 
 
 def _sampler_memory(
@@ -279,13 +308,34 @@ def _too_large(what: str, needed: float, usable: float) -> str:
 
 
 def _to_fit(name: str, work: Workload, step: StepEstimate, a: Assumptions) -> Iterator[str]:
-    usable = a.usable_memory * step.layout.device.memory_bytes
-    if work.training is not None and step.training_memory is not None and step.training_memory.total_bytes > usable:
-        yield _training_remedy(name, work.model, work.training, step.layout.train_devices, usable)
+    usable, job = a.usable_memory * step.layout.device.memory_bytes, work.training
+    if job is not None and step.training_memory is not None and step.training_memory.total_bytes > usable:
+        if step.training_memory.judges_bytes:
+            yield "reward models are apart with cluster.reward_models={place: separate, gpus: 1} on Ray"
+            job = replace(job, judge_place="own")
+        if training_memory(work.model, job, step.layout.train_devices).total_bytes > usable:
+            yield _training_remedy(name, work.model, job, step.layout.train_devices, usable)
     if work.rollouts is not None and step.rollout_memory is None:
         yield "sampling fits with more devices a worker (cluster.rollout.vllm.tensor_parallel) or fewer max_tokens"
-    if work.training is not None and any(4 * judge.shape.parameters > usable for judge in work.training.judges):
-        yield f"reward models of at most {usable / 4 / _GB:.0f}B parameters fit (the base of their train_reward stages)"
+    if job is not None and step.judge_bytes is not None and step.judge_bytes > usable:
+        yield _judge_remedy(job, step.layout, usable)
+
+
+def _judge_remedy(job: TrainingJob, layout: Layout, usable: float) -> str:
+    """What costs least of: a device each, half precision, smaller models."""
+
+    def fits(changed: TrainingJob) -> bool:
+        return all(judge_bytes(judge, changed) <= usable for judge in job.judges)
+
+    apart = ["cluster.reward_models.gpus=1"] if layout.judge_devices < len(job.judges) else []
+    if fits(job):
+        return f"reward models fit with {apart[0]}"
+    if fits(replace(job, arithmetic_bytes=2)):
+        return f"reward models fit with {' and '.join([*apart, 'precision=bf16'])}"
+    largest = max(job.judges, key=lambda judge: judge_bytes(judge, job))
+    besides = judge_bytes(largest, job) - job.arithmetic_bytes * largest.shape.parameters
+    most = max(0.0, usable - besides) / job.arithmetic_bytes
+    return f"reward models of at most {most / _GB:.0f}B parameters fit (the base of their train_reward stages)"
 
 
 def _training_remedy(name: str, shape: DecoderShape, job: TrainingJob, ranks: int, usable: float) -> str:
@@ -336,5 +386,7 @@ def _to_speed_up(
 
 
 def _to_know(work: Workload) -> Iterator[str]:
+    if work.training is not None and work.training.judges and work.training.judge_place == "cpu":
+        yield "the time of reward models, on CPUs, is not counted: cluster.reward_models.gpus gives them devices"
     if work.unknown:
         yield f"the number of steps is known with {work.unknown}"

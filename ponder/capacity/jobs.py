@@ -13,6 +13,10 @@ Sharding = Literal["fsdp2", "ddp", "model_parallel"]
 """Of the trainers: as in a recipe; or as in Megatron, where ranks keep parts of layers that are never gathered, and
 what they exchange instead is part of `mfu`."""
 
+JudgePlace = Literal["beside", "own", "cpu"]
+"""Where reward models score: in the driver, all of them on a device that a rank has, too; each on a device of its own;
+or on the hosts' CPUs."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -56,11 +60,11 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class Judge:
-    """A reward model: whole on a device, in the driver or in a worker of its own."""
+    """A reward model, whole on one device."""
 
     shape: DecoderShape
     share: float = 1.0
-    """Of the sequences that it scores, in the mean over all steps."""
+    """Of the sequences that it scores, in the mean over all steps; above 1 where several rewards ask it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class TrainingJob:
     references: tuple[DecoderShape, ...] = ()
     """Frozen models beside the trained one, sharded alike: a reference, a teacher."""
     judges: tuple[Judge, ...] = ()
+    judge_place: JudgePlace = "own"
     own_scores: int = 0
     """Forward passes of the trained model itself before the update: 1 where the sampler is another engine."""
 
@@ -110,10 +115,12 @@ class Layout:
     """Shared devices move what the other half holds to the hosts' memory meanwhile."""
     weight_links: int = 1
     """Network links over which new weights enter a node: 1 through Ray's object store, one a device with NCCL."""
+    judge_devices: int = 0
+    """Those of reward models alone."""
 
     @property
     def devices(self) -> int:
-        """All there are."""
+        """Those that sample or train."""
         return self.rollout_devices if self.shared else self.rollout_devices + self.train_devices
 
     @property

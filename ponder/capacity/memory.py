@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ponder.capacity.hardware import Device
-from ponder.capacity.jobs import RolloutJob, TrainingJob, trained_parameters
+from ponder.capacity.jobs import Judge, RolloutJob, TrainingJob, trained_parameters
 from ponder.capacity.shapes import DecoderShape
 
 _FP32_BYTES = 4
@@ -15,6 +15,8 @@ CACHE_BYTES = 2
 LOGITS = 1 << 26
 """Logits that the log-probabilities hold at a time on a GPU (ponder/training/logprobs.py; a test compares)."""
 _LOGIT_COPIES = 3  # logits, their log-softmax, the gradient
+SCORED_TOKENS = 8192
+"""Of one forward pass of a reward model (ponder/model/reward_model.py; a test compares)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class TrainingMemory:
     activations_bytes: float
     logits_bytes: float
     references_bytes: float
+    judges_bytes: float
+    """Reward models, where they lie beside a rank: on the device of the driver alone."""
 
     @property
     def total_bytes(self) -> float:
@@ -38,11 +42,12 @@ class TrainingMemory:
     @property
     def kept_bytes(self) -> float:
         """What stays between two steps."""
-        return self.weights_bytes + self.gradients_bytes + self.moments_bytes + self.references_bytes
+        trained = self.weights_bytes + self.gradients_bytes + self.moments_bytes
+        return trained + self.references_bytes + self.judges_bytes
 
 
 def training_memory(shape: DecoderShape, job: TrainingJob, ranks: int) -> TrainingMemory:
-    """Memory of one of so many ranks."""
+    """Memory of one of so many ranks: of that one which most lies on."""
     shards = 1 if job.sharding == "ddp" else ranks
     trained = trained_parameters(shape, job)
     frozen = shape.parameters if job.lora is not None else 0
@@ -53,9 +58,29 @@ def training_memory(shape: DecoderShape, job: TrainingJob, ranks: int) -> Traini
         moments_bytes=_FP32_BYTES * job.moments * trained / shards,
         gathered_bytes=_gathered_bytes(shape, job, ranks),
         activations_bytes=_activation_bytes(shape, job) / (ranks if job.sharding == "model_parallel" else 1),
-        logits_bytes=_LOGIT_COPIES * _FP32_BYTES * max(LOGITS, shape.vocabulary),
+        logits_bytes=_LOGIT_COPIES * _FP32_BYTES * _logits(shape, job),
         references_bytes=_FP32_BYTES * sum(reference.parameters for reference in job.references) / shards,
+        judges_bytes=sum(_judge_weights(judge, job) for judge in job.judges) if job.judge_place == "beside" else 0.0,
     )
+
+
+def judge_bytes(judge: Judge, job: TrainingJob) -> float:
+    """Memory of a reward model on a device of its own: weights, and the largest forward pass.
+
+    That holds, a token, a layer's input and residual stream, and three inner widths of SwiGLU.
+    """
+    shape, longest = judge.shape, job.lengths.prompt + job.lengths.longest
+    tokens = min(max(float(SCORED_TOKENS), longest), job.sequences * longest)
+    return _judge_weights(judge, job) + job.arithmetic_bytes * (2 * shape.hidden + 3 * shape.feed_forward) * tokens
+
+
+def _judge_weights(judge: Judge, job: TrainingJob) -> float:
+    return job.arithmetic_bytes * judge.shape.parameters
+
+
+def _logits(shape: DecoderShape, job: TrainingJob) -> float:
+    """Those that exist at a time: a chunk, one row at least, and no more than a micro-batch has."""
+    return min(max(LOGITS, shape.vocabulary), shape.vocabulary * job.micro_batch_tokens)
 
 
 def _gathered_bytes(shape: DecoderShape, job: TrainingJob, ranks: int) -> float:

@@ -26,7 +26,7 @@ def estimate_text(estimate: ClusterEstimate) -> str:
         f"{_number(estimate.gpu_hours)} GPU hours{'' if estimate.complete else ' and more'}",
         aligned([head, *map(_row, estimate.stages)]),
         "devices: samplers x devices of each + training ranks (= instead of +: the same",
-        "  devices in turn); GB: on a sampler's device / on a rank's",
+        "  devices in turn) + reward models' own; GB: on a sampler's / a rank's device",
     ]
     lines += [_wrapped(f"{', '.join(stages)}: {text}") for text, stages in _remarks(estimate).items()]
     lines.append(_wrapped(f"Assumed (--assume NAME=VALUE): {_assumed(estimate.assumptions)}."))
@@ -62,7 +62,8 @@ def _where(layout: Layout) -> str:
         return str(layout.train_devices)
     if not layout.train_devices:
         return samplers
-    return f"{samplers}{'=' if layout.shared else '+'}{layout.train_devices}"
+    judges = f"+{layout.judge_devices}" if layout.judge_devices else ""
+    return f"{samplers}{'=' if layout.shared else '+'}{layout.train_devices}{judges}"
 
 
 def _number(value: float | None) -> str:
@@ -77,12 +78,18 @@ def _number(value: float | None) -> str:
 
 
 def _remarks(estimate: ClusterEstimate) -> dict[str, list[str]]:
-    """What does not fit and what to change, each once, with the stages that it is said of."""
+    """What reward models take, what does not fit and what to change, each once, with the stages that it is said of."""
     said: dict[str, list[str]] = {}
     for stage in estimate.stages:
-        for text in dict.fromkeys((*stage.step.problems, *stage.advice)):
+        for text in dict.fromkeys((*_judging(stage), *stage.step.problems, *stage.advice)):
             said.setdefault(text, []).append(stage.name)
     return said
+
+
+def _judging(stage: StageEstimate) -> list[str]:
+    """What no column has room for; where it does not fit, the problem says it."""
+    taken = stage.step.judge_bytes
+    return [] if taken is None or stage.step.problems else [f"reward models take {_number(taken / _GB)} GB of a device of their own"]
 
 
 def _assumed(assumptions: Assumptions) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ponder.errors import BrokenInputError
@@ -68,6 +68,20 @@ def dense_shape(config: DecoderConfig, name: str) -> DecoderShape:
         cache_width=2 * config.num_kv_heads * config.head_dim,
         vocabulary=config.vocab_size,
         table_parameters=embeddings if config.tied_embeddings else 2 * embeddings,
+    )
+
+
+def reward_shape(shape: DecoderShape) -> DecoderShape:
+    """The same decoder with a scalar head in the place of the vocabulary's."""
+    table = shape.vocabulary * shape.hidden
+    dropped = shape.table_parameters - table  # none where the head is the table of the embeddings
+    return replace(
+        shape,
+        parameters=shape.parameters - dropped + shape.hidden,
+        active_parameters=shape.active_parameters - dropped + shape.hidden,
+        matmul_parameters=shape.matmul_parameters - table + shape.hidden,
+        vocabulary=1,
+        table_parameters=table + shape.hidden,
     )
 
 

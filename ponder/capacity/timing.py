@@ -112,11 +112,13 @@ def update_time(
 
 
 def _score_s(shape: DecoderShape, job: TrainingJob, peak: float, ranks: int, gather_s: float) -> float:
-    """Frozen models are sharded over the ranks and gathered as the policy is; a reward model has one device."""
+    """Frozen models are sharded over the ranks and gathered as the policy is; a reward model has one device, and how
+    long one on a CPU takes is not known."""
     square = job.sequences * job.lengths.sequence_square
     sharded = [*job.references, *[shape] * job.own_scores]
     sharded_s = sum(max(_forward_operations(s, job.tokens, square) / (peak * ranks), gather_s) for s in sharded)
-    judged = sum(judge.share * _forward_operations(judge.shape, job.tokens, square) for judge in job.judges)
+    judges = () if job.judge_place == "cpu" else job.judges
+    judged = sum(judge.share * _forward_operations(judge.shape, job.tokens, square) for judge in judges)
     return sharded_s + judged / peak
 
 

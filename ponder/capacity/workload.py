@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ponder.capacity.assumptions import Assumptions
-from ponder.capacity.jobs import Judge, Lengths, RolloutJob, TrainingJob
-from ponder.capacity.shapes import DecoderShape, dense_shape, public_shape, shape_of_config
+from ponder.capacity.jobs import Judge, JudgePlace, Lengths, RolloutJob, TrainingJob
+from ponder.capacity.shapes import DecoderShape, dense_shape, public_shape, reward_shape, shape_of_config
 from ponder.errors import UsageError
 from ponder.evaluation.benchmarks import get_benchmark
 from ponder.lineage import references
@@ -90,17 +90,12 @@ def _reinforce(recipe: Recipe, name: str, stage: ReinforceStage, a: Assumptions,
     shape = shape_of(recipe, name)
     rollouts = _rollouts(recipe, stage.prompts_per_step, stage.group_size, stage.sampling, a)
     mode = stage.algorithm.importance.mode
-    judges = tuple(
-        Judge(model_shape(recipe, reward.model, f"stages.{name}.rewards.{key}.model"), _judged_share(stage, reward))
-        for key, reward in stage.rewards.items()
-        if reward.model is not None
-    )
     training = _training(
         recipe,
         rollouts,
         stage,
         references=(shape,) if stage.algorithm.kl.beta > 0 else (),
-        judges=judges,
+        judges=tuple(_judge(recipe, name, stage, model) for model in stage.reward_models),
         updates=stage.updates_per_step,
         own_scores=int(another_engine if mode == "auto" else mode != "none"),
     )
@@ -108,6 +103,26 @@ def _reinforce(recipe: Recipe, name: str, stage: ReinforceStage, a: Assumptions,
     held_out = _rollouts(recipe, evaluation.problems, evaluation.samples, evaluation.sampling or stage.sampling, a)
     count = len(evaluation_steps(evaluation, stage.steps))
     return Workload(shape, rollouts, training, stage.steps, held_out if count else None, count)
+
+
+def _judge(recipe: Recipe, name: str, stage: ReinforceStage, model: str) -> Judge:
+    """A reward model with the work of all rewards that ask it."""
+    rewards = {key: reward for key, reward in stage.rewards.items() if reward.model == model}
+    shape = model_shape(recipe, model, f"stages.{name}.rewards.{next(iter(rewards))}.model")
+    return Judge(reward_shape(shape), sum(_judged_share(stage, reward) for reward in rewards.values()))
+
+
+def judge_place(recipe: Recipe) -> JudgePlace:
+    """Where reward models score; a recipe that asks for no GPUs is planned as if it did."""
+    cluster = recipe.cluster
+    if cluster.kind == "ray" and cluster.reward_models.place == "separate":
+        return "own" if cluster.reward_models.gpus or not asks_for_gpus(recipe) else "cpu"
+    return "cpu" if recipe.device == "cpu" and asks_for_gpus(recipe) else "beside"
+
+
+def asks_for_gpus(recipe: Recipe) -> bool:
+    """Whether a recipe says how many GPUs sample and train, on Ray."""
+    return recipe.cluster.kind == "ray" and recipe.cluster.rollout.gpus > 0
 
 
 def _judged_share(stage: ReinforceStage, reward: RewardSettings) -> float:
@@ -140,6 +155,7 @@ def _training(
         sharding=recipe.cluster.trainer.sharding,
         references=references,
         judges=judges,
+        judge_place=judge_place(recipe),
         own_scores=own_scores,
     )
 
@@ -225,9 +241,10 @@ def _train_reward(recipe: Recipe, name: str, stage: TrainRewardStage, a: Assumpt
         sharding=recipe.cluster.trainer.sharding,
     )
     rows = stage.rows or a.rows
+    shape = reward_shape(shape_of(recipe, name))
     unknown = "" if rows else f"stages.{name}.rows, or --assume rows=N"
     steps = stage.epochs * (1 - stage.heldout_share) * rows / stage.rows_per_step
-    return Workload(shape_of(recipe, name), None, training, max(1.0, steps) if rows else None, unknown=unknown)
+    return Workload(shape, None, training, max(1.0, steps) if rows else None, unknown=unknown)
 
 
 def _rollouts(recipe: Recipe, prompts: int, samples: int, sampling: SamplingSettings, a: Assumptions) -> RolloutJob:

@@ -101,7 +101,8 @@ class SeparateRewardModel:
         self.restarts = 0
 
     def score_replies(self, prompts: list[str], replies: list[str]) -> list[float]:
-        """See `RewardModel`. Raises what the model and its making raise, and `InterruptedRunError` beyond `max_restarts`."""
+        """See `RewardModel`. Raises what making the model and scoring raise, and `InterruptedRunError` beyond
+        `max_restarts`."""
         while True:
             scores, why = self._ask(prompts, replies)
             if scores is not None:

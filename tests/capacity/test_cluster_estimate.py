@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ponder.capacity.assumptions import Assumptions
-from ponder.capacity.estimate import estimate_recipe
+from ponder.capacity.estimate import StageEstimate, estimate_recipe
 from ponder.capacity.hardware import parse_cluster
+from ponder.capacity.jobs import Layout
 from ponder.capacity.render import estimate_text
 from ponder.cli import app
 from ponder.errors import UsageError
@@ -79,6 +80,70 @@ def test_the_recipes_own_workers_and_ranks_are_taken() -> None:
     assert (layout.replicas, layout.tensor_parallel, layout.train_devices) == (3, 2, 8)
     with pytest.raises(UsageError, match=r"need 14 devices, --cluster has 8: lower cluster\.rollout\.workers"):
         estimate_recipe(small(cluster=cluster), parse_cluster("8xH100"), Assumptions())
+
+
+R1 = Path(RECIPES[0]).parent / "r1.yaml"
+
+
+def r1(*overrides: str) -> dict[str, StageEstimate]:
+    estimate = estimate_recipe(load_recipe(R1, overrides), parse_cluster("64xH800"), Assumptions(rows=40_000))
+    return {stage.name: stage for stage in estimate.stages}
+
+
+def test_r1_fits_on_64_devices_of_80_gb_with_two_of_them_for_its_reward_models() -> None:
+    stages = r1()
+    assert all(stage.step.problems == () for stage in stages.values())
+    where = {name: (s.step.layout.replicas, s.step.layout.train_devices) for name, s in stages.items()}
+    assert where["zero"] == where["r1"] == (8, 30)
+    # one half waits while only the other has work
+    assert where["cold_data"] == where["aime"] == (8, 0)
+    assert where["dev1"] == where["helpful_rm"] == where["safety_rm"] == (0, 30)
+    assert {name: s.step.layout.judge_devices for name, s in stages.items() if s.step.layout.judge_devices} == {"r1": 2}
+    judging = stages["r1"].step.judge_bytes
+    assert judging is not None and 2 * 32e9 < judging < 72e9
+
+
+def test_reward_models_that_do_not_fit_come_with_what_mends_it() -> None:
+    shared = r1("cluster.reward_models=shared")["r1"]
+    assert any(problem.startswith("training needs") for problem in shared.step.problems)
+    assert shared.advice == ("reward models are apart with cluster.reward_models={place: separate, gpus: 1} on Ray",)
+    halves = r1("cluster.reward_models.gpus=0.5")["r1"]
+    assert halves.step.layout.judge_devices == 1
+    assert halves.advice == ("reward models fit with cluster.reward_models.gpus=1",)
+    whole = r1("precision=fp32")["r1"]
+    assert any(problem.startswith("scoring by reward models needs") for problem in whole.step.problems)
+    assert "reward models fit with precision=bf16" in whole.advice
+    larger = r1("precision=bf16", "stages.helpful_rm.model=Qwen/Qwen2.5-72B")["r1"]
+    assert larger.advice == ("reward models of at most 33B parameters fit (the base of their train_reward stages)",)
+
+
+def test_reward_models_on_cpus_take_no_device_and_no_known_time() -> None:
+    devices, host = r1()["r1"], r1("cluster.reward_models.gpus=0")["r1"]
+    assert host.step.layout.judge_devices == 0 and host.step.judge_bytes is None
+    assert host.step.update is not None and devices.step.update is not None
+    assert host.step.update.score_s < devices.step.update.score_s
+    assert any("on CPUs, is not counted" in advice for advice in host.advice)
+
+
+def test_reward_models_take_their_devices_from_those_that_a_cluster_has() -> None:
+    rewards = {"accuracy": 1, "helpful": "rm"}
+    stage = {"verb": "reinforce", "model": "Qwen/Qwen2.5-7B", "tasks": {"countdown": {}}, "rewards": rewards}
+    judge = {"verb": "train_reward", "model": "Qwen/Qwen2.5-1.5B", "data": ["pairs.jsonl"], "rows": 10}
+    written = {"name": "x", "precision": "bf16", "stages": {"zero": stage, "rm": judge}}
+    apart = load_recipe({**written, "cluster": {"kind": "ray", "reward_models": "separate"}})
+
+    def layout(cluster: str) -> Layout:
+        stages = estimate_recipe(apart, parse_cluster(cluster), Assumptions()).stages
+        return next(stage.step.layout for stage in stages if stage.name == "zero")
+
+    assert (layout("8xH100").devices, layout("8xH100").judge_devices) == (7, 1)
+    assert (layout("8xH100:shared").devices, layout("8xH100:shared").judge_devices) == (7, 1)
+    split = layout("8xH100:rollout=5,train=3")
+    assert (split.rollout_devices, split.train_devices, split.judge_devices) == (5, 2, 1)
+    with pytest.raises(UsageError, match=r"cluster\.reward_models: .* \(1\) leave none of --cluster's 1"):
+        layout("1xH100")
+    with pytest.raises(UsageError, match=r"and reward models on 2 need 64 devices, --cluster has 63"):
+        estimate_recipe(load_recipe(R1), parse_cluster("63xH800"), Assumptions())
 
 
 def test_shared_devices_cannot_do_both_at_once() -> None:

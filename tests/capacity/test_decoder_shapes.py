@@ -2,7 +2,7 @@
 
 import pytest
 
-from ponder.capacity.shapes import PUBLIC_CONFIGS, public_shape, shape_of_config
+from ponder.capacity.shapes import PUBLIC_CONFIGS, public_shape, reward_shape, shape_of_config
 from ponder.errors import BrokenInputError
 
 
@@ -25,6 +25,23 @@ def test_parameters_equal_the_published_totals(name: str, parameters: int) -> No
     shape = public_shape(name)
     assert shape is not None
     assert shape.parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-32B", 32_763_876_352 - 152_064 * 5120 + 5120),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304 + 1536),  # its head was the table of the embeddings
+    ],
+)
+def test_a_reward_model_has_a_scalar_head_in_the_place_of_the_vocabularys(name: str, parameters: int) -> None:
+    shape = public_shape(name)
+    assert shape is not None
+    found = reward_shape(shape)
+    assert found.parameters == found.active_parameters == parameters
+    embeddings = shape.vocabulary * shape.hidden
+    assert found.matmul_parameters == parameters - embeddings
+    assert found.layer_parameters == shape.layer_parameters
 
 
 @pytest.mark.parametrize(

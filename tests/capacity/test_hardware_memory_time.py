@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ponder.capacity.assumptions import Assumptions, parse_assumptions
 from ponder.capacity.estimate import step_on
 from ponder.capacity.hardware import DEVICES, Device, parse_cluster
-from ponder.capacity.jobs import Judge, Layout, Lengths, RolloutJob, TrainingJob, lora_parameters
-from ponder.capacity.memory import LOGITS, rollout_memory, training_memory
+from ponder.capacity.jobs import Judge, JudgePlace, Layout, Lengths, RolloutJob, TrainingJob, lora_parameters
+from ponder.capacity.memory import LOGITS, SCORED_TOKENS, judge_bytes, rollout_memory, training_memory
 from ponder.capacity.shapes import DecoderShape, public_shape
 from ponder.capacity.timing import handover_s, rollout_time, update_time
 from ponder.capacity.workload import Workload
@@ -88,6 +88,41 @@ def test_logits_held_at_a_time_are_those_of_the_trainer() -> None:
     from ponder.training import logprobs
 
     assert logprobs._ACCELERATOR_CHUNK_LOGITS == LOGITS
+    # no more than a micro-batch has: 8 sequences of 10 tokens
+    assert training_memory(TINY, TrainingJob(8, Lengths(0, 10, 10)), 1).logits_bytes == 3 * 4 * 80 * 1000
+
+
+def test_a_reward_model_by_hand() -> None:
+    from ponder.model.reward_model import SCORING_BUDGET
+
+    assert SCORED_TOKENS == SCORING_BUDGET
+    job = TrainingJob(64, Lengths(200, 1000, 4000), judges=(Judge(TINY),))
+    # in bf16; a token holds twice the width of 100 and three times the inner 200
+    assert judge_bytes(Judge(TINY), job) == 2 * (1_000_000 + 8192 * (2 * 100 + 3 * 200))
+    assert judge_bytes(Judge(TINY), replace(job, arithmetic_bytes=4)) == 2 * judge_bytes(Judge(TINY), job)
+    long = replace(job, lengths=Lengths(200, 1000, 20_000))  # a reply is scored whole
+    assert judge_bytes(Judge(TINY), long) == 2 * (1_000_000 + 20_200 * 800)
+
+
+@pytest.mark.parametrize(("place", "added"), [("own", 0), ("cpu", 0), ("beside", 2 * 2_000_000)])
+def test_reward_models_beside_a_rank_take_of_its_memory(place: JudgePlace, added: int) -> None:
+    job = TrainingJob(64, Lengths(200, 1000, 4000), judges=(Judge(TINY), Judge(TINY)), judge_place=place)
+    without = training_memory(TINY, replace(job, judges=()), 4)
+    memory = training_memory(TINY, job, 4)
+    assert memory.kept_bytes - without.kept_bytes == memory.total_bytes - without.total_bytes == added
+
+
+@pytest.mark.parametrize(("devices", "on_one"), [(3, 1), (2, 2), (1, 3)])
+def test_reward_models_share_the_devices_that_are_theirs(devices: int, on_one: int) -> None:
+    lengths = Lengths(200, 1000, 4000)
+    judges = (Judge(TINY), Judge(llama()), Judge(llama()))
+    job = TrainingJob(64, lengths, judges=judges)
+    layout = Layout(DEVICES["H100"], 0, 8, judge_devices=devices)
+    step = step_on(Workload(TINY, None, job, 1), layout, Assumptions())
+    sizes = sorted((judge_bytes(judge, job) for judge in judges), reverse=True)
+    assert step.judge_bytes == sum(sizes[:on_one])
+    small = replace(layout, device=replace(DEVICES["H100"], memory_bytes=1.2 * sizes[0]))
+    assert bool(step_on(Workload(TINY, None, job, 1), small, Assumptions()).problems) == (on_one > 1)
 
 
 def test_a_sampler_holds_weights_and_as_many_sequences_as_fit() -> None:
@@ -153,6 +188,10 @@ def test_an_update_by_hand() -> None:
     )
     scored = replace(job, references=(TINY,), own_scores=1, judges=(Judge(TINY, 0.5),))
     assert update_time(TINY, scored, ROUND, 1, EXACT).score_s == pytest.approx(2.5 * operations / 3 / 1e12)
+    # how long a CPU takes is not known
+    assert update_time(TINY, replace(scored, judge_place="cpu"), ROUND, 1, EXACT).score_s == pytest.approx(
+        2 * operations / 3 / 1e12
+    )
     lora = replace(job, lora=LoraSettings())
     assert update_time(TINY, lora, ROUND, 1, EXACT).compute_s == pytest.approx(operations * 2 / 3 / 1e12)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ponder.capacity.assumptions import Assumptions
-from ponder.capacity.workload import Workload, workload
+from ponder.capacity.workload import Workload, judge_place, workload
 from ponder.recipe import load_recipe
 
 MODEL = "Qwen/Qwen2.5-1.5B"
@@ -54,8 +54,33 @@ def test_a_reward_model_scores_its_tasks_in_its_steps() -> None:
     found = work_of(reinforce(tasks=tasks, rewards=rewards), rm=reward)
     assert found.training is not None
     (judge,) = found.training.judges
-    assert judge.shape.parameters == 1_543_714_304
+    assert judge.shape.parameters == 1_543_714_304 + 1536  # and a scalar head
     assert judge.share == pytest.approx(1 / 4 * 5 / 10)
+
+
+def test_a_reward_model_behind_two_rewards_is_one_with_the_work_of_both() -> None:
+    reward = {"verb": "train_reward", "model": MODEL, "data": ["pairs.jsonl"], "rows": 10}
+    found = work_of(reinforce(rewards={"helpful": "rm", "late": {"model": "rm", "from_step": 6}}), rm=reward).training
+    assert found is not None
+    (judge,) = found.judges
+    assert judge.share == pytest.approx(1 + 5 / 10)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "device", "place"),
+    [
+        ({"kind": "local", "reward_models": "separate"}, "auto", "beside"),  # one process holds all
+        ({"kind": "ray"}, "cpu", "beside"),  # planned as if with GPUs
+        ({"kind": "ray", "rollout": {"gpus": 1}}, "auto", "beside"),
+        ({"kind": "ray", "rollout": {"gpus": 1}}, "cpu", "cpu"),
+        ({"kind": "ray", "reward_models": "separate"}, "auto", "own"),
+        ({"kind": "ray", "rollout": {"gpus": 1}, "reward_models": "separate"}, "auto", "cpu"),
+        ({"kind": "ray", "rollout": {"gpus": 1}, "reward_models": {"place": "separate", "gpus": 1}}, "auto", "own"),
+    ],
+)
+def test_where_reward_models_score(cluster: dict[str, object], device: str, place: str) -> None:
+    recipe = load_recipe({"name": "x", "device": device, "cluster": cluster, "stages": {"stage": reinforce()}})
+    assert judge_place(recipe) == place
 
 
 def test_steps_follow_from_rows() -> None:

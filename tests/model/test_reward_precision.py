@@ -23,8 +23,8 @@ Trained = tuple[Path, list[Scored], Tensor]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A model that learnt to prefer replies to their words in disorder, 100 such pairs that it never saw (reply, disorder,
-    reply ..), and their scores in fp32."""
+    """A model that learnt to prefer replies to their words in disorder; 100 such pairs that it never saw (reply,
+    disorder, reply ..), and their scores in fp32."""
     model = RewardModel.on(load_model("mini"), 0, kind="pairwise", score="reply", template="mini")
     examples: list[Scored] = []
     shuffled = random.Random(0)
