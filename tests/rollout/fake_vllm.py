@@ -55,7 +55,7 @@ class LLMEngine:
             os.write(2, b"a library is missing\n")
             os._exit(3)
         if self.args.trouble == f"hang in {what}":
-            time.sleep(60)
+            time.sleep(600)
 
     def add_request(self, name: str, prompt: dict[str, Any], params: SamplingParams) -> None:
         assert len(self.requests) < self.args.max_num_seqs

@@ -22,6 +22,8 @@ from ponder.rollout.base import Completion, Request, Sampling
 from ponder.rollout.native import NativeSession, run_to_end
 from ponder.rollout.vllm import VllmSession
 
+pytestmark = pytest.mark.timeout(1800)  # vLLM takes long to start
+
 TOLERANCE = 1e-4
 """Of a log-probability, in nats: both sides compute in float32, and add in another order."""
 
@@ -160,10 +162,12 @@ def test_new_weights_take_effect_and_the_old_come_back(vllm: VllmSession, mini: 
 
 
 def test_a_rollout_goes_on_under_new_weights(vllm: VllmSession, mini: LoadedModel) -> None:
-    (request, _), new = requests_of(mini, 1), changed(mini.decoder)
+    (request, beside), new = requests_of(mini, 1), changed(mini.decoder)
     vllm.load_weights(3, mini.decoder.state_dict())
     vllm.add([request], Sampling(450), seed=0)
-    vllm.step()
+    vllm.add([beside], Sampling(1), seed=0)
+    while not vllm.step():  # until the short one has ended, the long one has begun
+        pass
     vllm.load_weights(4, new)
     ended = vllm.step()
     while not ended:
