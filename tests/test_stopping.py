@@ -126,5 +126,5 @@ def test_a_step_that_does_not_end_is_interrupted() -> None:
     with pytest.raises(InterruptedRunError), _sigterm_stops(0.2) as stop:
         stop.heeded = True
         tell_to_stop()
-        time.sleep(10)
-    assert 0.2 <= time.monotonic() - started < 5
+        time.sleep(3600)
+    assert time.monotonic() - started >= 0.2

@@ -141,7 +141,7 @@ def open_weights() -> int:
     found = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            found += "ponder-weights" in os.readlink(descriptor)
+            found += "ponder-weights" in str(descriptor.readlink())
     return found
 
 

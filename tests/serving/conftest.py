@@ -64,7 +64,7 @@ def serve_http(models: ServedModels) -> ServeHttp:
         wait_until(lambda: server.started)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
 
     return serving

@@ -14,7 +14,7 @@ ServeHttp = Callable[..., AbstractContextManager[str]]
 Script = Callable[..., None]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Look again until the condition holds; fails after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():

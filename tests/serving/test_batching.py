@@ -117,7 +117,7 @@ def test_a_model_that_fails_fails_its_jobs_and_not_the_worker(
         patch.setattr(Decoder, "hidden", broken)
         client = Client(qwen)
         batcher.submit(client.job)
-        assert isinstance(client.events.get(timeout=10), Failure)
+        assert isinstance(client.events.get(timeout=120), Failure)
     again = Client(qwen)
     batcher.submit(again.job)
     wait_until(lambda: again.has_ended)

