@@ -39,7 +39,7 @@ class RankPool:
         """What each rank returns; fails with the traceback of the first that raised."""
         try:
             return self._ask(size, function, *arguments)
-        except (TimeoutError, EOFError, OSError):  # the next test gets others: these may answer late
+        except (EOFError, OSError):  # the next test gets others: these may answer late
             self.close()
             self._start()
             raise

@@ -55,7 +55,7 @@ def test_a_call_that_does_not_end_is_killed_at_its_deadline(make_worker):
 def test_processor_time_is_limited_apart_from_the_clock(make_worker):
     worker = make_worker("builtins:pow")
     assert worker.call(3, 4, cpu_s=0.2, deadline_s=60) == 81
-    with pytest.raises(DeadlineExceededError, match="0.2 s of processor time"):
+    with pytest.raises(DeadlineExceededError, match=r"0\.2 s of processor time"):
         worker.call(3, 10**9, cpu_s=0.2, deadline_s=3600)
 
 
