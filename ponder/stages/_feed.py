@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ponder.errors import UsageError
 from ponder.evaluation.heldout import engine_sampling
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ from ponder.rewards import RolloutJudge
 from ponder.rollout.base import Completion, Engine, PoolEngine, Request, Sampling, Ticket
 from ponder.run import StageContext
 from ponder.stages._groups import Group
-from ponder.tasks import ProblemStream
+from ponder.tasks import MAX_REPEATS, ProblemStream
 from ponder.tasks.base import Problem, content_hash
 
 
@@ -50,11 +51,15 @@ class Asker:
         """Seconds in which generation was done and verdicts were not; whoever reads it sets it back."""
         self._done = 0
         self._expected = 0
+        self._streams: dict[frozenset[str], ProblemStream] = {}
 
     def problems(self, step: int, cursor: int, count: int) -> tuple[list[Problem], int]:
         """The next problems of the tasks that have begun by this step, and the cursor after them."""
         begun = {name: task for name, task in self.stage.tasks.items() if task.from_step <= step}
-        return ProblemStream(begun, "train", self.context.seed).take(cursor, count)
+        names = frozenset(begun)
+        if names not in self._streams:  # which reads the tasks' files
+            self._streams[names] = ProblemStream(begun, "train", self.context.seed)
+        return self._streams[names].take(cursor, count)
 
     def ask(self, step: int, problems: Sequence[Problem]) -> Asked:
         """Requests for `group_size` completions of each problem, for step number `step` (from 1)."""
@@ -237,12 +242,16 @@ class Asynchronous:
     def _ask_another(self, step: int) -> None:
         """The next problem that is not under way: two groups of one problem would be two baselines for it."""
         busy = {content_hash(one.asked.problems[0]) for one in self._under_way}
-        while True:
+        for _ in range(MAX_REPEATS):
             cursor = self.cursor
             (problem,), self.cursor = self.asker.problems(step, cursor, 1)
             if content_hash(problem) not in busy:
                 self._begin(cursor, step, problem)
                 return
+        raise UsageError(
+            f"tasks: only {len(busy)} different problems turned up, and (1 + max_staleness) x prompts_per_step are "
+            "under way at once: raise `difficulty`, or lower `prompts_per_step` or cluster.max_staleness"
+        )
 
     def _begin(self, cursor: int, step: int, problem: Problem) -> None:
         asked = self.asker.ask(step, [problem])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from ponder.recipe import AlgorithmSettings, ClusterSettings, ImportanceSettings
 from ponder.rollout.base import Completion, OnFinished, Request, Sampling, Ticket
 from ponder.rollout.native import NativeSession
 from ponder.stages.reinforce import Reinforcement, resolve_algorithm
+from ponder.tasks import file
+from ponder.tasks._table import load_table
 from ponder.training.trainer import LocalTrainer, TrainerSettings
 
 
@@ -299,6 +302,28 @@ def test_a_stop_between_checkpoints_loses_nothing(run: Run, monkeypatch: pytest.
         run("run", schedule)
     monkeypatch.setattr(Reinforcement, "_watch", original)
     assert_whole(run("run", schedule))
+
+
+def problems_file(path: Path, count: int) -> dict[str, Any]:
+    """So many problems for training, and the task that reads them."""
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1", "answer": str(i + 1)}) + "\n" for i in range(count)))
+    return {"file": {"path": str(path), "options": {"split_by": "train"}}}
+
+
+@pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
+def test_a_file_of_problems_is_read_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    read = []
+    monkeypatch.setattr(file, "load_table", lambda *arguments: read.append(1) or load_table(*arguments))
+    run("run", schedule, tasks=problems_file(tmp_path / "train.jsonl", 40))
+    assert read == [1]
+
+
+def test_too_few_problems_to_be_under_way_are_refused(run: Run, tmp_path: Path) -> None:
+    tasks = problems_file(tmp_path / "train.jsonl", 3)
+    with pytest.raises(UsageError, match=r"only 3 different problems turned up.*lower `prompts_per_step`"):
+        run("run", "asynchronous", tasks=tasks)
 
 
 @pytest.mark.parametrize(
