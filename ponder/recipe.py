@@ -237,7 +237,9 @@ class LoraSettings(Settings):
     """Inner width r of each adapter."""
     alpha: float = Field(32.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
-    targets: tuple[Literal["qkv", "out", "gate_up", "down"], ...] = ("qkv", "out", "gate_up", "down")
+    targets: tuple[Literal["qkv", "out", "gate_up", "down"], ...] = Field(
+        ("qkv", "out", "gate_up", "down"), min_length=1
+    )
     """Matrices of each block that get an adapter."""
     quantise: Literal["none", "nf4"] = "none"
     """How the frozen weights are kept: as they are, or in 4-bit NormalFloat [QLoRA], which needs bitsandbytes."""
@@ -842,6 +844,8 @@ class Recipe(Settings):
                 f"cluster.schedule `{schedule}` needs `cluster.kind: ray`, where one samples and one trains"
             )
         for name, stage in self.stages.items():
+            if not local:
+                _needs_one_process(name, stage)
             if not isinstance(stage, ReinforceStage):
                 continue
             if stage.algorithm.dynamic_sampling_retries and schedule != "synchronous":
@@ -861,6 +865,20 @@ class Recipe(Settings):
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"stage name {name!r} may hold letters, digits, - and _ only")
         return self
+
+
+def _needs_one_process(name: str, stage: Stage) -> None:
+    """Raises `ValueError` for what ranks and workers cannot do: said here, not once the stages before it have run."""
+    if isinstance(stage, FineTuneStage) and stage.on_policy is not None:
+        raise ValueError(
+            f"stages.{name}.on_policy learns in one process: set cluster.kind to local, or learn from `data` that the "
+            "teacher has written"
+        )
+    if isinstance(stage, ReinforceStage | FineTuneStage) and stage.lora is not None and stage.lora.quantise != "none":
+        raise ValueError(
+            f"stages.{name}.lora.quantise: {stage.lora.quantise} is for one process: set it to none, or cluster.kind "
+            "to local"
+        )
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:

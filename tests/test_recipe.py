@@ -19,6 +19,14 @@ def raw(**stage: Any) -> dict[str, Any]:
     return {"name": "r", "stages": {"zero": zero}}
 
 
+STUDENT = {
+    "verb": "fine_tune",
+    "model": "mini",
+    "steps": 1,
+    "on_policy": {"teacher": "mini", "tasks": {"countdown": {}}},
+}
+
+
 def zero(recipe: Recipe) -> ReinforceStage:
     stage = recipe.stages["zero"]
     assert isinstance(stage, ReinforceStage)
@@ -52,6 +60,15 @@ def zero(recipe: Recipe) -> ReinforceStage:
         ({"name": "../r", "stages": raw()["stages"]}, "`name`: String should match pattern"),
         ({"name": "r"}, "`stages`: Field required"),
         ({"name": "r", "stages": {"b": {"verb": "fine_tune", "data": ["x"]}}}, "give exactly one of `model`"),
+        (raw(lora={"targets": []}), "`stages.zero.lora.targets`: Tuple should have at least 1 item"),
+        (
+            {**raw(lora={"quantise": "nf4"}), "cluster": "ray"},
+            "stages.zero.lora.quantise: nf4 is for one process: set it to none, or cluster.kind to local",
+        ),
+        (
+            {"name": "r", "cluster": "ray", "stages": {"student": STUDENT}},
+            "stages.student.on_policy learns in one process: set cluster.kind to local",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence_that_names_the_key(recipe: dict[str, Any], message: str) -> None:

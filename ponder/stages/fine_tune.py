@@ -549,11 +549,6 @@ def _config(shape: ModelShape, tokenizer: Tokenizer) -> DecoderConfig:
 
 def _lesson(stage: FineTuneStage, context: StageContext, model: LoadedModel, data: _Data) -> Lesson:
     if stage.on_policy is not None:
-        if context.recipe.cluster.kind != "local":
-            raise UsageError(
-                f"stages.{context.stage_name}.on_policy learns in one process: set cluster.kind to local for it, or "
-                "learn from `data` that the teacher has written"
-            )
         return OnPolicy(stage, stage.on_policy, context, model)
     if stage.context > model.config.max_positions:
         raise UsageError(
