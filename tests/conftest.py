@@ -27,6 +27,10 @@ ALLOWED_SKIPS = (
 
 # Tests never download: whatever asks the Hub fails at once. Set before huggingface_hub is imported anywhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Their servers are on this machine, whatever proxy leads out of it, and what is printed is compared as a pipe gets it.
+for _name in ("http_proxy", "https_proxy", "all_proxy", "columns", "force_color", "py_colors", "github_actions"):
+    for _spelled in (_name, _name.upper()):
+        os.environ.pop(_spelled, None)
 # The models of the tests are tiny: more threads only get into each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
