@@ -150,7 +150,7 @@ def test_a_stage_whose_process_is_gone_is_listed_as_killed(folder: Path) -> None
     with run.lock():
         run.set_record("zero", run.manifest().stages["zero"].model_copy(update={"state": "running"}))
         # a process does not see its own lock
-        listed = subprocess.run([sys.executable, "-m", "ponder", "ls"], capture_output=True, text=True, timeout=60)
+        listed = subprocess.run([sys.executable, "-m", "ponder", "ls"], capture_output=True, text=True, timeout=500)
         assert "0 of 1 done, zero running" in listed.stdout
     assert "zero killed" in ponder("ls").stdout
     assert "killed" in ponder("show", "tiny").stdout

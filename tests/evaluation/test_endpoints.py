@@ -37,7 +37,7 @@ def completion(content: Any = "4", finish: str | None = "stop", usage: Any = Non
 
 
 def ask(url: str, wanted: list[Wanted] = WANTED, **settings: Any) -> list[Reply]:
-    sampler = EndpointSampler(EvaluatedEndpoint(base_url=url, model="m", **{"retries": 3, "timeout_s": 5, **settings}))
+    sampler = EndpointSampler(EvaluatedEndpoint(base_url=url, model="m", **{"retries": 3, "timeout_s": 60, **settings}))
     replies: list[Reply] = []
     sampler.sample(wanted, SAMPLING, 5, "stage", replies.extend)
     return sorted(replies, key=lambda reply: (reply.problem, reply.sample))

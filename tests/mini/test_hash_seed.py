@@ -34,7 +34,7 @@ def generated(hash_seed: int, repository: Path) -> list[str]:
         cwd=repository,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -74,7 +74,7 @@ def test_a_document_is_the_same_in_every_process() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=500,
     ).stdout
     world = MiniWorld(7, **mixture)
     assert json.loads(found) == [list(world.document(i)) for i in range(12)]

@@ -179,7 +179,7 @@ def play(repository: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not (folder / "node_modules" / "node-llama-cpp").is_dir():
         pytest.skip("llama.cpp is not installed: make llama-cpp")
     done = subprocess.run(
-        ["node", "llama.mjs"], cwd=folder, input=json.dumps(jobs), capture_output=True, text=True, timeout=170
+        ["node", "llama.mjs"], cwd=folder, input=json.dumps(jobs), capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     results: list[dict[str, Any]] = json.loads(done.stdout)

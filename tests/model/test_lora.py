@@ -319,6 +319,6 @@ def test_bitsandbytes_fetches_no_code_from_the_hub(tmp_path: Path, repository: P
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(repository)])}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _LOADS_NF4],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,7 +27,7 @@ def outcome(folder: Path, repository: Path, ci: bool) -> tuple[int, set[str]]:
     options = ["-p", "no:cacheprovider", "--rootdir", ".", "--continue-on-collection-errors", "."]
     command = [sys.executable, "-m", "pytest", *options]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     return done.returncode, set(re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE))
 

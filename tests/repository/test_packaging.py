@@ -44,7 +44,7 @@ def test_torch_is_a_range_in_the_project_and_comes_first_in_the_lock(
 
 
 def test_make_without_a_target_lists_the_targets(repository: Path) -> None:
-    done = subprocess.run(["make"], cwd=repository, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(["make"], cwd=repository, capture_output=True, text=True, timeout=500, check=True)
     for target in ("demo", "test", "check", "bench", "clean"):
         assert f"make {target}" in done.stdout
 
@@ -71,7 +71,7 @@ for script in sorted(Path("benchmarks").glob("*.py")):
 
 def test_every_benchmark_explains_itself_without_torch_or_peers(repository: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HELP_OF_ALL], cwd=repository, capture_output=True, text=True, timeout=150, check=False
+        [sys.executable, "-c", HELP_OF_ALL], cwd=repository, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
     for script in (repository / "benchmarks").glob("*.py"):

@@ -54,7 +54,7 @@ def test_hashes_are_the_same_in_every_process() -> None:
         env={"PYTHONHASHSEED": "7"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
         check=True,
     )
     assert done.stdout.strip() == str(sorted(ngrams("one two three 四", 2)))
