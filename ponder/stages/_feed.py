@@ -214,7 +214,7 @@ class Asynchronous:
 
     At most `max_staleness` updates lie between the policy of a rollout's oldest token and the one that learns from it:
     no more than (max_staleness + 1) batches are under way [AReaL, Eq. 3], and a group that would grow too old is waited
-    for. New weights reach what is under way between two tokens.
+    for. Every step has as many groups. New weights reach what is under way between two tokens.
     """
 
     def __init__(self, asker: Asker, engine: PoolEngine, publish: Publish, max_staleness: int) -> None:
@@ -231,13 +231,22 @@ class Asynchronous:
         while len(self._under_way) < count * (1 + self.max_staleness):
             self._ask_another(step)
         self.asker.expect(count)
-        # asked for before step s, so sampled under version s - 1 or later, and step - 1 is the policy that learns now
-        oldest = [one for one in self._under_way if one.step <= step - self.max_staleness]
-        rest = [one for one in self._under_way if one.step > step - self.max_staleness]
-        first = self.engine.finish_any([one.ticket for one in rest], count - len(oldest))
-        taken = oldest + [one for one in rest if one.ticket in first]
-        self._under_way = [one for one in rest if one.ticket not in first]
+        first = self._first(step, count)
+        taken = [one for one in self._under_way if one.ticket in first]
+        self._under_way = [one for one in self._under_way if one.ticket not in first]
         return [group for one in taken for group in self.asker.groups(one.asked, self.engine.finish(one.ticket))]
+
+    def _first(self, step: int, count: int) -> set[Ticket]:
+        """The `count` groups that are done first, so far as the others can all be taken, `count` a step, in time."""
+        first: set[Ticket] = set()
+        for slack in range(self.max_staleness + 1):
+            # asked for before step s, so sampled under version s - 1 or later, and step - 1 is the policy that learns
+            # now: these may wait for `slack` steps more
+            due = [one.ticket for one in self._under_way if one.step + self.max_staleness <= step + slack]
+            due = [ticket for ticket in due if ticket not in first]
+            if (too_many := len(due) - slack * count) > 0:
+                first |= self.engine.finish_any(due, too_many)
+        return first
 
     def _ask_another(self, step: int) -> None:
         """The next problem that is not under way: two groups of one problem would be two baselines for it."""

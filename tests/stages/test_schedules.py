@@ -9,10 +9,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_runs import Done, make_recipe, same_weights, timeless
 
 from ponder.cluster.backend import LocalBackend
@@ -22,9 +26,11 @@ from ponder.pipeline import run_pipeline
 from ponder.recipe import AlgorithmSettings, ClusterSettings, ImportanceSettings, Recipe, load_recipe
 from ponder.rollout.base import Completion, OnFinished, Request, Sampling, Ticket
 from ponder.rollout.native import NativeSession
+from ponder.stages._feed import Asked, Asynchronous
 from ponder.stages.reinforce import Reinforcement, resolve_algorithm
 from ponder.tasks import file
 from ponder.tasks._table import load_table
+from ponder.tasks.base import Problem
 from ponder.training.trainer import LocalTrainer, TrainerSettings
 
 
@@ -197,6 +203,47 @@ def test_asynchronous_rollouts_are_never_staler_than_the_limit(run: Run, limit: 
         assert starts[-1] < row.length
 
 
+class CountingAsker:
+    """Asks for groups that are no more than a number, two a step."""
+
+    stage = SimpleNamespace(prompts_per_step=2)
+
+    def problems(self, step: int, cursor: int, count: int) -> tuple[list[Problem], int]:
+        return [Problem(task="count", prompt="", reference=None, content=str(cursor))], cursor + 1
+
+    def ask(self, step: int, problems: list[Problem]) -> Asked:
+        return Asked(problems, [], [], None)  # type: ignore[arg-type]
+
+    def begin(self, engine: Any, asked: Asked) -> Ticket:
+        return int(asked.problems[0].content)
+
+    def expect(self, groups: int) -> None:
+        pass
+
+    def groups(self, asked: Asked, sampled: Any) -> list[int]:
+        return [int(asked.problems[0].content)]
+
+
+@given(limit=st.integers(1, 4), random=st.randoms(use_true_random=False))
+def test_whoever_is_done_first_every_step_is_whole_and_nothing_grows_too_old(limit: int, random: Random) -> None:
+    engine = SimpleNamespace(
+        finish=lambda ticket: [], finish_any=lambda tickets, count: set(random.sample(tickets, count))
+    )
+    feed: Any = Asynchronous(CountingAsker(), engine, lambda: None, limit)  # type: ignore[arg-type]
+    asked: dict[int, int] = {}  # before which step, by number
+    waiting: set[int] = set()
+    for step in range(1, 30):
+        taken = set(feed.take(step, False))
+        new = range(len(asked), feed.cursor)
+        asked |= dict.fromkeys(new, step)
+        waiting |= set(new)
+        assert len(taken) == 2
+        assert taken <= waiting
+        waiting -= taken
+        assert all(step - asked[number] <= limit for number in taken)
+    assert all(29 - asked[number] < limit for number in waiting)
+
+
 @pytest.mark.parametrize("schedule", ["synchronous", "one_step_behind", "asynchronous"])
 def test_what_is_lost_is_done_again(run: Run, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     """The trainers are lost in step 7, after the checkpoint of step 4: no rollout is missing, none is there twice."""
@@ -314,10 +361,15 @@ def problems_file(path: Path, count: int) -> dict[str, Any]:
 def test_a_file_of_problems_is_read_once(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
-    read = []
-    monkeypatch.setattr(file, "load_table", lambda *arguments: read.append(1) or load_table(*arguments))
+    read: list[Path] = []
+
+    def load(name: str, path: Path, *rest: Any) -> Any:
+        read.append(path)
+        return load_table(name, path, *rest)
+
+    monkeypatch.setattr(file, "load_table", load)
     run("run", schedule, tasks=problems_file(tmp_path / "train.jsonl", 40))
-    assert read == [1]
+    assert read == [tmp_path / "train.jsonl"]
 
 
 def test_too_few_problems_to_be_under_way_are_refused(run: Run, tmp_path: Path) -> None:
