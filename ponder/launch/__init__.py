@@ -90,7 +90,7 @@ def _nodes(kind: Kind, recipe: Recipe, settings: LaunchSettings) -> list[Node]:
     if nodes is None:
         raise UsageError(
             f"a worker or rank asks for more than the {settings.gpus_per_node} GPUs of a node: lower "
-            "cluster.rollout.gpus or cluster.trainer.gpus, or raise --gpus-per-node"
+            "cluster.rollout.gpus, cluster.trainer.gpus or cluster.reward_models.gpus, or raise --gpus-per-node"
         )
     if kind == "node" and len(nodes) > 1:
         raise UsageError(
