@@ -814,7 +814,8 @@ class Recipe(Settings):
     threads: int = Field(0, ge=0)
     """CPU threads of the linear algebra; 0 takes all cores. Part of exact resume: sums depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models compute; `auto` takes a GPU where there is one."""
+    """Where models compute; `auto` takes a GPU where there is one. On Ray, workers and ranks compute where the GPUs of
+    `cluster` say."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of training and sampling, and of the weights of reward models that score. Weights that train, moments
     and log-probabilities are fp32 in any case."""
@@ -842,6 +843,11 @@ class Recipe(Settings):
         if schedule != "synchronous" and local:
             raise ValueError(
                 f"cluster.schedule `{schedule}` needs `cluster.kind: ray`, where one samples and one trains"
+            )
+        if not local and self.device == "cuda" and not (self.cluster.rollout.gpus or self.cluster.trainer.gpus):
+            raise ValueError(
+                "device: cuda: on Ray each process has the GPUs that are reserved for it, which are none: set "
+                "cluster.rollout.gpus and cluster.trainer.gpus"
             )
         for name, stage in self.stages.items():
             if not local:

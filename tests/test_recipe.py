@@ -65,6 +65,7 @@ def zero(recipe: Recipe) -> ReinforceStage:
             {**raw(lora={"quantise": "nf4"}), "cluster": "ray"},
             "stages.zero.lora.quantise: nf4 is for one process: set it to none, or cluster.kind to local",
         ),
+        ({**raw(), "cluster": "ray", "device": "cuda"}, "set cluster.rollout.gpus and cluster.trainer.gpus"),
         (
             {"name": "r", "cluster": "ray", "stages": {"student": STUDENT}},
             "stages.student.on_policy learns in one process: set cluster.kind to local",
