@@ -47,7 +47,7 @@ class TrainingMemory:
 
 
 def training_memory(shape: DecoderShape, job: TrainingJob, ranks: int) -> TrainingMemory:
-    """Memory of one of so many ranks: of that one which most lies on."""
+    """Memory of the fullest of so many ranks."""
     shards = 1 if job.sharding == "ddp" else ranks
     trained = trained_parameters(shape, job)
     frozen = shape.parameters if job.lora is not None else 0

@@ -89,7 +89,9 @@ def _remarks(estimate: ClusterEstimate) -> dict[str, list[str]]:
 def _judging(stage: StageEstimate) -> list[str]:
     """What no column has room for; where it does not fit, the problem says it."""
     taken = stage.step.judge_bytes
-    return [] if taken is None or stage.step.problems else [f"reward models take {_number(taken / _GB)} GB of a device of their own"]
+    if taken is None or stage.step.problems:
+        return []
+    return [f"reward models take {_number(taken / _GB)} GB of a device of their own"]
 
 
 def _assumed(assumptions: Assumptions) -> str:

@@ -162,7 +162,7 @@ class RewardModel(nn.Module):
         they or their prompt opened (`prompt_tail` of the rendered prompt, then the completion). Where the model scores
         the answer only, a reply without a whole one gets the lowest score of any held-out reply: what the model never
         saw must not earn more than what it saw and disliked. Texts longer than the model's context lose their
-        beginning.
+        beginning. Raises `UsageError` for scores that are not finite, as fp16 may give them.
         """
         examples = [self.example(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
         longest = self.decoder.config.max_positions
