@@ -8,6 +8,8 @@ step shows within minutes. The caps of the records are small, too: both are reac
 
 Every --every steps the run's process and all below it are looked at: resident memory, open files, number of processes;
 and the run folder: bytes of rollouts.sqlite with its log, and of metrics.jsonl. Processes are told apart by their kind.
+Shared memory has a row of its own: a process counts a page of Ray's object store once it has touched it, so that its
+resident memory creeps up to the store's size, which Ray limits, without anything being taken.
 Growth is that of a line through the samples from step --settled on (allocators and caches have filled up by then).
 """
 
@@ -44,6 +46,9 @@ class Sample:
 
     step: int
     rss_mib: dict[str, float]
+    """Resident, without what is shared."""
+    shared_mib: float
+    """Shared memory, of the process that has touched most."""
     open_files: dict[str, int]
     processes: int
     rollouts_mib: float
@@ -120,25 +125,33 @@ def look(root: int, step: int, folder: Path) -> Sample:
     """All figures of this moment."""
     memory: dict[str, float] = defaultdict(float)
     files: dict[str, int] = defaultdict(int)
-    processes = 0
+    shared = processes = 0
     for process in family(root):
         try:
             kind = kind_of(process, root)
-            pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            resident = resident_kib(process)
             descriptors = sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
         except OSError:  # it has just ended
             continue
-        memory[kind] += pages * os.sysconf("SC_PAGE_SIZE") / MIB
+        memory[kind] += (resident["RssAnon"] + resident["RssFile"]) / 1024
+        shared = max(shared, resident["RssShmem"])
         files[kind] += descriptors
         processes += 1
     return Sample(
         step=step,
         rss_mib={kind: round(mib, 2) for kind, mib in memory.items()},
+        shared_mib=round(shared / 1024, 2),
         open_files=dict(files),
         processes=processes,
         rollouts_mib=sum(size_of(folder / f"rollouts.sqlite{end}") for end in ("", "-wal", "-shm")),
         metrics_mib=size_of(folder / "metrics.jsonl"),
     )
+
+
+def resident_kib(process: int) -> dict[str, int]:
+    """RssAnon, RssFile and RssShmem of proc_pid_status(5), in KiB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "Rss" in name}
 
 
 def size_of(path: Path) -> float:
@@ -215,6 +228,7 @@ def figures(samples: Sequence[Sample], lines: Sequence[dict[str, Any]], options:
     pace = [sum(line[f"time/{part}"] for part in ("rollout", "reward", "update")) for line in lines]
     return {
         "rss_mib": memory,
+        "shared_mib": growth(settled, [s.shared_mib for s in settled]),
         "open_files": growth(settled, [sum(s.open_files.values()) for s in settled]),
         "processes": growth(settled, [s.processes for s in settled]),
         "largest_rollouts_mib": max(s.rollouts_mib for s in samples),
@@ -227,7 +241,11 @@ def figures(samples: Sequence[Sample], lines: Sequence[dict[str, Any]], options:
 def show(found: dict[str, Any], options: argparse.Namespace) -> None:
     header = ("", f"step {options.settled}", "end", "a 1,000 steps")
     rows = [(f"{kind}, MiB", found["rss_mib"][kind]) for kind in found["rss_mib"]]
-    rows += [("open files", found["open_files"]), ("processes", found["processes"])]
+    rows += [
+        ("shared memory, MiB", found["shared_mib"]),
+        ("open files", found["open_files"]),
+        ("processes", found["processes"]),
+    ]
     columns = ("first", "last", "per_1000_steps")
     print(table(header, [(name, *(f"{row[column]:.1f}" for column in columns)) for name, row in rows]))
     for record in ("rollouts", "metrics"):
