@@ -61,6 +61,7 @@ class RankLearner:
         spread(self.model, weights, self.ranks)
         self.optimizer = Optimizer(self.model, settings.optimizer, settings.total_steps, self.execution)
         self.version = 0
+        """See `Trainer`."""
         self._kept: str | None = None
         """The checkpoint that the caller's state file may still name."""
 

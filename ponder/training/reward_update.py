@@ -46,7 +46,7 @@ class RewardExample:
     @property
     def reply_ids(self) -> tuple[int, ...]:
         """See `Packable`: a pair stays in one micro-batch."""
-        return tuple(token for reply in self.replies for token in reply.reply_ids)
+        return sum((reply.reply_ids for reply in self.replies), ())
 
     @property
     def labels(self) -> tuple[bool, ...]:
