@@ -388,8 +388,8 @@ def _to_speed_up(
 def _to_know(work: Workload) -> Iterator[str]:
     if work.training is not None and work.training.judges and work.training.judge_place == "cpu":
         yield (
-            "the time of reward models, on CPUs, is not counted: cluster.reward_models={place: separate, gpus: 1} gives "
-            "them devices"
+            "the time of reward models, on CPUs, is not counted: cluster.reward_models={place: separate, gpus: 1} "
+            "gives them devices"
         )
     if work.unknown:
         yield f"the number of steps is known with {work.unknown}"
