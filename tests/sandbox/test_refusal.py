@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,12 +18,14 @@ from ponder.sandbox.box import Box, BoxStartError, Launcher
 
 
 @pytest.fixture
-def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine without bubblewrap; what is put in the folder is found as a program."""
-    monkeypatch.setenv("PATH", str(tmp_path))
+def bare_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A machine without bubblewrap; what is put in the folder is found as a program, by any user."""
     monkeypatch.delenv("PONDER_UNSAFE_NO_SANDBOX", raising=False)
     monkeypatch.setattr(ponder.sandbox, "_sandbox", None)
-    return tmp_path
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # those of pytest are private
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("PATH", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -34,12 +37,9 @@ def unsafe(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sand
 
 
 def install_bubblewrap(folder: Path, script: str) -> None:
-    """As a program that any user can run."""
     bubblewrap = folder / "bwrap"
     bubblewrap.write_text(f"#!/bin/sh\n{script}\n")
     bubblewrap.chmod(0o755)
-    for parent in (folder, *(parent for parent in folder.parents if parent.name.startswith("pytest-"))):
-        parent.chmod(0o755)
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "yes"])
