@@ -30,6 +30,7 @@ from ponder.evaluation.costs import cost_grid, count_tokens, stage_costs
 from ponder.evaluation.tables import aligned
 from ponder.lineage import inputs, references, running_order
 from ponder.model.embedded import FOLDERS
+from ponder.names import check_names
 from ponder.progress import Reporter, duration
 from ponder.recipe import (
     EvaluateStage,
@@ -105,6 +106,7 @@ def run_pipeline(
     recipe is wrong or the folder is in use, `BrokenInputError` when a file or the disk is, `RefusedError` from a stage.
     """
     wanted = stages_up_to(recipe, to)
+    check_names(recipe, wanted)
     run = RunFolder(default_run_dir(recipe) if run_dir is None else run_dir)
     ran: list[str] = []
     with run.lock(), _sigterm_stops(recipe.stop_s) as stop:

@@ -28,9 +28,9 @@ stages:
 
 
 def reinforce(stage: ReinforceStage, context: StageContext) -> None:
-    if stage.template == "refused":
+    if stage.template == "refused {prompt}":
         raise RefusedError("accuracy is 0 in every group:\nlower tasks.countdown.difficulty")
-    if stage.template == "stopped":
+    if stage.template == "stopped {prompt}":
         raise KeyboardInterrupt
     for step in range(1, stage.steps + 1):
         row = RolloutRow("p", "countdown", "prompt", 0, "text", "", None, {"accuracy": 0.0}, False, "stop", 1)
@@ -55,6 +55,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(sys.modules, f"ponder.stages.{verb.__name__}", module)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     return tmp_path
+
+
+TEMPLATE = "stages.zero.template"
 
 
 def ponder(*arguments: str) -> Result:
@@ -87,10 +90,14 @@ def test_run_leaves_a_run_folder_and_says_what_to_do_next(folder: Path) -> None:
         ),
         (["run", "no-such-recipe"], 2, "there is no recipe 'no-such-recipe'"),
         (["run", "tiny.yaml", "--to", "nil"], 2, "--to 'nil' is no stage of 'tiny'"),
-        (["run", "tiny.yaml", "--set", "stages.zero.template=refused"], 3, "accuracy is 0 in every group: lower tasks"),
+        (
+            ["run", "tiny.yaml", "--set", f"{TEMPLATE}=refused {{prompt}}"],
+            3,
+            "accuracy is 0 in every group: lower tasks",
+        ),
         (["run", "broken.yaml"], 4, "broken.yaml is not a YAML file"),
         (["run", "tiny.yaml", "--run", "tiny.yaml/run"], 4, "a part of that path is a file; choose another folder"),
-        (["run", "tiny.yaml", "--set", "stages.zero.template=stopped"], 5, "the same command goes on where it was"),
+        (["run", "tiny.yaml", "--set", f"{TEMPLATE}=stopped {{prompt}}"], 5, "the same command goes on where it was"),
         (["run", "tiny.yaml", "--run", "a" * 300], 4, "the name is too long; choose another folder"),
         (["show", "a" * 300], 4, "the name is too long"),
         (["export", "mini", "--to", "a" * 300], 4, "the name is too long"),
@@ -202,6 +209,7 @@ def test_show_prints_figures_that_a_reward_model_left(folder: Path) -> None:
 
 
 def test_eval_measures_and_writes_json(folder: Path) -> None:
+    (folder / "runs" / "tiny" / "stages" / "zero" / "model").mkdir(parents=True)
     arguments = ["eval", "runs/tiny/stages/zero/model", "--on", "countdown,problems.jsonl", "--json", "rows.json"]
     result = ponder(*arguments, "--difficulty", "1-3", "--language", "en,zh")
     assert result.exit_code == 0

@@ -12,7 +12,7 @@ import pytest
 FLOORS = {
     1: ["errors", "recipe", "tasks", "verifiers", "sandbox", "model", "algorithms", "mini", "text"],
     2: ["rewards", "rollout", "training", "store", "progress", "lineage", "doctor", "cluster"],
-    3: ["evaluation", "run", "curation", "serving", "capacity"],
+    3: ["evaluation", "run", "curation", "serving", "capacity", "names"],
     4: ["stages", "ui"],
     5: ["pipeline", "plan", "launch"],
     6: ["cli", "api", "__main__", "__init__"],

