@@ -72,6 +72,8 @@ def _check_reference(setting: str, reference: str) -> None:
             return
         if Path(reference).suffix:
             raise BrokenInputError(f"{setting}: there is no file {reference}")
-        raise UsageError(f"{setting}: {reference!r} is neither {_MADE} nor a `sample` stage, and no JSONL or Parquet file")
+        raise UsageError(
+            f"{setting}: {reference!r} is neither {_MADE} nor a `sample` stage, and no JSONL or Parquet file"
+        )
     if not is_model_name(reference):
         raise BrokenInputError(f"{setting}: there is no stage and no model {reference!r}")
