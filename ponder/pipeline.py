@@ -41,7 +41,6 @@ from ponder.recipe import (
     SourceSettings,
     Stage,
     TaskSettings,
-    TrainRewardStage,
     load_recipe,
 )
 from ponder.run import RunFolder, StageContext, StageRecord, StopRequest, stage_seed, utc_now
@@ -202,8 +201,7 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
         }
         if isinstance(stage, SampleStage) and stage.decontaminate_ngram:
             parts |= _benchmark_files(recipe)
-        if not isinstance(stage, TrainRewardStage):  # which computes in fp32, in the run's own process
-            parts |= _computing(recipe)
+        parts |= _computing(recipe)
         hashes[name] = _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())
     return hashes
 

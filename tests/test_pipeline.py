@@ -378,6 +378,12 @@ def test_hashes_change_downstream_only() -> None:
     assert changed(recipe, make_recipe("precision=bf16")) == list(recipe.stages)
 
 
+def test_every_verb_counts_in_which_arithmetic_it_computes() -> None:
+    judge = {"verb": "train_reward", "data": ["mini-world"], "rows": 10}
+    plain = load_recipe({"name": "r", "stages": {"judge": judge}})
+    assert changed(plain, load_recipe({"name": "r", "precision": "bf16", "stages": {"judge": judge}})) == ["judge"]
+
+
 def test_on_a_cluster_it_counts_who_samples_and_when_and_not_how_many_they_are() -> None:
     local, ray = make_recipe(), make_recipe("cluster=ray")
     assert changed(local, make_recipe("cluster.rollout.workers=2")) == []
