@@ -33,7 +33,7 @@ from ponder.evaluation.tables import aligned, as_markdown, extra_tables, result_
 from ponder.launch import Kind as LaunchKind
 from ponder.launch import LaunchSettings, write_launch
 from ponder.model.formats import Format, WeightType
-from ponder.pipeline import default_run_dir, packaged_recipes, parse_recipe, run_recipe
+from ponder.pipeline import default_run_dir, discard_results, packaged_recipes, parse_recipe, run_recipe
 from ponder.plan import StagePlan, lineage, plan_recipe
 from ponder.progress import Reporter, duration
 from ponder.recipe import Recipe
@@ -119,7 +119,10 @@ def run(
     if is_supervised():
         join_supervisor()
     elif (loaded := parse_recipe(recipe, set_ or ())).cluster.kind == "ray":
-        raise typer.Exit(_run_supervised(loaded, default_run_dir(loaded) if run_dir is None else run_dir))
+        folder = default_run_dir(loaded) if run_dir is None else run_dir
+        if fresh:
+            discard_results(loaded, folder, to, quiet)
+        raise typer.Exit(_run_supervised(loaded, folder))
     result = run_recipe(recipe, set_ or (), run_dir, to=to, fresh=fresh, quiet=quiet)
     if not quiet:
         typer.echo(f"{result.path}: ran {_names(result.ran)}; unchanged {_names(result.cached)}", err=True)
@@ -794,9 +797,11 @@ def main() -> None:
 
 def _run_supervised(recipe: Recipe, run_dir: Path) -> int:
     """This command again, in a process that is started anew when it dies; returns its exit code."""
+    # what --fresh asks for is done once: a later start must not discard what an earlier one has trained
+    arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
     return supervise(
-        [sys.executable, "-m", "ponder", *sys.argv[1:]],
-        progress=RunFolder(run_dir).metrics_path,
+        [sys.executable, "-m", "ponder", *arguments],
+        progress=RunFolder(run_dir).progress,
         max_restarts=recipe.cluster.max_restarts,
         stop_s=recipe.stop_s + STOP_MARGIN_S,
         say=lambda text: typer.echo(f"ponder: {text}", err=True),

@@ -127,6 +127,18 @@ def run_pipeline(
     return RunResult(run.path, tuple(ran), tuple(name for name in wanted if name not in ran))
 
 
+def discard_results(recipe: Recipe, run_dir: str | Path, to: str | None = None, quiet: bool = False) -> None:
+    """What `run_pipeline` does for `fresh`, for all stages up to `to` at once and without running any. Raises alike."""
+    wanted = stages_up_to(recipe, to)
+    check_names(recipe, wanted)
+    run = RunFolder(run_dir)
+    with run.lock():
+        run.prepare(recipe)
+        hashes = stage_hashes(recipe)
+        for name in wanted:
+            _make_room(run, name, hashes[name], fresh=True, reporter=Reporter(name, quiet=quiet))
+
+
 def default_run_dir(recipe: Recipe) -> Path:
     """Where a recipe runs unless told otherwise: runs/<recipe name>, from the present folder."""
     return Path("runs") / recipe.name

@@ -21,7 +21,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from ponder.recipe import Recipe, TrackingSettings, load_recipe, to_yaml
 from ponder.rewards import IN_PROCESS, Judges
 from ponder.store.evaluations import EvaluationsWriter, Row, edit_evaluations, read_evaluations
 from ponder.store.files import atomic_write, atomic_write_json, disk_errors, make_folder, read_json
-from ponder.store.metrics import Line, MetricsLog, edit_metrics, read_metrics
+from ponder.store.metrics import Line, MetricsLog, edit_metrics, newest_steps, read_metrics
 from ponder.store.rollouts import RolloutStore, RolloutWriter
 from ponder.store.tracking import Sink, Tracked, open_sinks
 
@@ -164,6 +164,25 @@ class RunFolder:
     def evaluations(self) -> list[Row]:
         """Rows of evaluations.json that belong to present stages (those set aside have a dot in their name)."""
         return [row for row in read_evaluations(self.evaluations_path) if "." not in row["stage"]]
+
+    def progress(self) -> dict[str, int]:
+        """How far each stage has come, in marks that only new work makes larger, whatever is rewound and done again.
+
+        A stage's newest step outlives the thinning of metrics.jsonl. What a stage keeps as it comes, without a line
+        there (replies, chunks, judgements), counts by its bytes. A stage that begins anew has marks of its own. None
+        are told of what cannot be read: the run itself will say what is wrong with it.
+        """
+        marks: dict[str, int] = {}
+        with suppress(BrokenInputError, OSError):
+            begun = {name: f"{record.hash} {record.started}" for name, record in self.manifest().stages.items()}
+            steps = newest_steps(self.metrics_path)
+            for name, start in begun.items():
+                if name in steps:
+                    marks[f"{start} step"] = steps[name]
+                for kept in (self.stage_folder(name) / "state").glob("*.json*"):
+                    if kept.suffix in (".json", ".jsonl"):  # which a file that is still being written has not
+                        marks[f"{start} {kept.name}"] = kept.stat().st_size
+        return marks
 
     # --- writing: only while the lock is held --------------------------------------------------------------------
 

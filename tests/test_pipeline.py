@@ -16,7 +16,7 @@ import pytest
 
 from ponder import pipeline
 from ponder.errors import BrokenInputError, InterruptedRunError, RefusedError, UsageError
-from ponder.pipeline import find_recipe, fingerprint, packaged_recipes, run_pipeline, stage_hashes
+from ponder.pipeline import discard_results, find_recipe, fingerprint, packaged_recipes, run_pipeline, stage_hashes
 from ponder.recipe import Recipe, ReinforceStage, load_recipe, to_yaml
 from ponder.run import RunFolder, StageContext
 from ponder.store.metrics import series
@@ -136,6 +136,17 @@ def test_fresh_starts_over(verb: FakeVerb) -> None:
     assert len(folder.metrics("zero")) == 3
     run("stages.last.steps=2")  # the fresh result can be set aside in its turn
     assert verb.names() == []
+
+
+def test_results_are_discarded_before_a_run_that_may_be_started_often(verb: FakeVerb) -> None:
+    """What --fresh does on a cluster, where a start that died is followed by another."""
+    folder = RunFolder(run().path)
+    verb.names()
+    discard_results(make_recipe(), folder.path, to="dev", quiet=True)
+    assert folder.metrics("zero") == folder.metrics("dev") == []
+    assert len(folder.metrics("other")) == 3
+    run()
+    assert verb.names() == ["zero", "dev"]
 
 
 def test_to_runs_only_what_that_stage_needs(verb: FakeVerb) -> None:

@@ -187,6 +187,38 @@ def test_discard_leaves_nothing_of_one_stage_and_all_of_the_others(run: RunFolde
     assert places(run, "dev1") == [1, 1, 1, 1, 1]
 
 
+def test_progress_is_what_only_new_work_makes_larger(run: RunFolder) -> None:
+    assert run.progress() == {}
+    run.set_record("zero", StageRecord(verb="reinforce", state="running", hash="h", started="noon"))
+    with closing(MetricsLog(run.metrics_path, "zero", cap_mib=0.002)) as metrics:
+        for step in range(100):  # of which the file holds few
+            metrics.write(step, {"grad/norm": 0.5})
+            assert run.progress() == {"h noon step": step}
+        assert len(run.metrics()) < 50
+        metrics.rewind(90)
+        assert run.progress()["h noon step"] <= 90
+    run.discard_stage("zero")
+    fill(run, "zero")
+    run.set_record("zero", StageRecord(verb="reinforce", state="running", hash="h", started="one o'clock"))
+    assert run.progress() == {"h one o'clock step": 1}
+    run.metrics_path.write_text("no line\n")  # as the run itself will say
+    assert run.progress() == {}
+
+
+@pytest.mark.parametrize("kept", ["01.jsonl", "chunk-00000.json", "rewritten-00000.json", "judgements.json"])
+def test_what_a_stage_keeps_as_it_comes_is_progress(run: RunFolder, kept: str) -> None:
+    """`evaluate`, `sample` and the judging of pairs write no line for hours."""
+    run.set_record("table", StageRecord(verb="evaluate", state="running", hash="h", started="noon"))
+    state = run.stage_folder("table") / "state"
+    state.mkdir(parents=True)
+    (state / "state.pt").write_text("whatever its size, it says nothing of work")
+    (state / f".{kept}.tmp-123").write_text("half a file")
+    assert run.progress() == {}
+    for size in (3, 5):
+        (state / kept).write_text("x" * size)
+        assert run.progress() == {f"h noon {kept}": size}
+
+
 def test_a_context_knows_its_folders_and_its_sources(run: RunFolder) -> None:
     recipe = make_recipe(
         zero=REINFORCE,

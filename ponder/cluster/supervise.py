@@ -18,8 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 from ponder.cluster.processes import children, descendants
@@ -36,7 +35,10 @@ _LEFTOVERS_S = 10.0
 """For what the child left behind to be gone after SIGKILL."""
 
 _MAX_IDLE_STARTS = 3
-"""Starts in a row that may die without a step: what kills them is no accident."""
+"""Starts in a row that may die without progress: what kills them is no accident."""
+
+Progress = Callable[[], Mapping[str, int]]
+"""How far a run has come, by marks that grow, or appear, with new work only: never when work is done again."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -56,11 +58,13 @@ def join_supervisor() -> None:
     atexit.register(os.write, pipe, b"x")
 
 
-def supervise(argv: Sequence[str], progress: Path, max_restarts: int, stop_s: float, say: Callable[[str], None]) -> int:
+def supervise(
+    argv: Sequence[str], progress: Progress, max_restarts: int, stop_s: float, say: Callable[[str], None]
+) -> int:
     """Run a command until it exits by itself; returns its exit code.
 
     When it dies otherwise, `say` hears why, and it is started again: `max_restarts` times, but not when three starts in
-    a row added no line to the file `progress`. SIGTERM, SIGHUP and Ctrl-C are passed on; `stop_s` seconds later it is
+    a row made no `progress`. SIGTERM, SIGHUP and Ctrl-C are passed on; `stop_s` seconds later it is
     killed. Raises `InterruptedRunError` when it is not started again. Belongs on the main thread.
     """
     return _Supervisor(argv, progress, max_restarts, stop_s, say).run()
@@ -70,13 +74,14 @@ class _Supervisor:
     """One command, over all its starts."""
 
     def __init__(
-        self, argv: Sequence[str], progress: Path, max_restarts: int, stop_s: float, say: Callable[[str], None]
+        self, argv: Sequence[str], progress: Progress, max_restarts: int, stop_s: float, say: Callable[[str], None]
     ) -> None:
         self.argv = argv
         self.progress = progress
         self.max_restarts = max_restarts
         self.stop_s = stop_s
         self.say = say
+        self.furthest: dict[str, int] = {}
         self.child: subprocess.Popen[bytes] | None = None
         self.kill_at: float | None = None
         """Set when a stop has been asked for, on the clock of `time.monotonic`."""
@@ -84,7 +89,8 @@ class _Supervisor:
     def run(self) -> int:
         # whatever loses its parent below us becomes our child, where we can find it
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        furthest, idle, restarts = _lines(self.progress), 0, 0
+        self._has_progressed()  # from where an earlier command has left it
+        idle, restarts = 0, 0
         with self._signals():
             while True:
                 code, exited = self._run_once()
@@ -93,13 +99,20 @@ class _Supervisor:
                 how = _how_it_died(code)
                 if self.kill_at is not None:
                     raise InterruptedRunError(f"the run {how} when it was told to stop: the same command goes on")
-                reached = _lines(self.progress)
-                idle = 0 if reached > furthest else idle + 1
-                furthest, restarts = max(reached, furthest), restarts + 1
+                idle = 0 if self._has_progressed() else idle + 1
+                restarts += 1
                 if idle >= _MAX_IDLE_STARTS or restarts > self.max_restarts:
-                    often = f"{idle} times in a row without a step" if idle >= _MAX_IDLE_STARTS else f"{restarts} times"
+                    often = (
+                        f"{idle} times in a row without progress" if idle >= _MAX_IDLE_STARTS else f"{restarts} times"
+                    )
                     raise InterruptedRunError(f"the run {how}, {often}: the same command goes on where it was")
                 self.say(f"the run {how}; it goes on where it was (start {restarts + 1})")
+
+    def _has_progressed(self) -> bool:
+        """Whether any mark is beyond the furthest that it has been."""
+        beyond = {name: at for name, at in self.progress().items() if at > self.furthest.get(name, -1)}
+        self.furthest |= beyond
+        return bool(beyond)
 
     def _run_once(self) -> tuple[int, bool]:
         """The exit code, negative for a signal, and whether the child said that it exits."""
@@ -146,12 +159,6 @@ def _how_it_died(code: int) -> str:
     if code >= 0:
         return f"was ended by Ray, or by the watch over it (exit code {code})"
     return f"was killed by {signal.Signals(-code).name}"
-
-
-def _lines(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.read_bytes().count(b"\n")
-    return 0
 
 
 def _end_leftovers() -> None:

@@ -138,6 +138,14 @@ def read_metrics(path: Path, stage: str | None = None) -> list[Line]:
     ]
 
 
+def newest_steps(path: Path) -> dict[str, int]:
+    """The furthest step of each stage that has a line."""
+    newest: dict[str, int] = {}
+    for line in _lines(path):
+        newest[line["stage"]] = max(line["step"], newest.get(line["stage"], 0))
+    return newest
+
+
 def edit_metrics(path: Path, change: Callable[[Line], Line | None]) -> None:
     """Pass every line through `change` (None drops it) and replace the file at once."""
     if any(change(dict(line)) != line for line in _lines(path)):

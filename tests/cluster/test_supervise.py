@@ -21,8 +21,12 @@ import sys
 from pathlib import Path
 from ponder.cluster.supervise import supervise
 from ponder.errors import InterruptedRunError
+
+def progress():
+    return {path.name: path.stat().st_size for path in Path("progress").glob("*")}
+
 try:
-    sys.exit(supervise([sys.executable, "-c", sys.argv[1]], Path("metrics"), 9, float(sys.argv[2]), print))
+    sys.exit(supervise([sys.executable, "-c", sys.argv[1]], progress, 9, float(sys.argv[2]), print))
 except InterruptedRunError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -36,9 +40,10 @@ join_supervisor()
 start = len(Path("starts").read_text()) if Path("starts").exists() else 0
 Path("starts").write_text("x" * (start + 1))
 
-def step():
-    with open("metrics", "a") as file:
-        file.write("a line\\n")
+Path("progress").mkdir(exist_ok=True)
+
+def step(name="stage", size=start + 1):
+    Path("progress", name).write_text("x" * size)
 
 def ready():
     Path("pids").write_text(" ".join(map(str, (os.getpid(), *others))))
@@ -87,13 +92,31 @@ def test_a_killed_run_is_started_again_and_so_is_one_that_ends_without_a_word(
     assert "exit code 1" in second and "(start 3)" in second
 
 
-def test_three_deaths_in_a_row_without_a_step_are_enough(
+def test_three_deaths_in_a_row_without_progress_are_enough(
     run: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     code, said = ended(run("if start < 2: step()\nos.abort()"))
     assert code == 5
     assert len((tmp_path / "starts").read_text()) == 2 + 3
-    assert "SIGABRT, 3 times in a row without a step" in said.splitlines()[-1]
+    assert "SIGABRT, 3 times in a row without progress" in said.splitlines()[-1]
+
+
+def test_work_that_is_done_again_is_no_progress_and_any_mark_that_grows_is(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Marks fall when a run goes back to its checkpoint; one is told of that was there before the first start."""
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / "before").write_text("xxx")
+    body = """
+step("before", [1, 2, 3, 4, 1, 1, 2, 4][start])
+step("later", [0, 0, 1, 1, 1, 1, 1, 1][start])
+os.abort()
+"""
+    code, said = ended(run(body))
+    assert code == 5
+    # the start that passes `before` is the fourth; `later` is new in the first and grows in the third
+    assert len((tmp_path / "starts").read_text()) == 4 + 3
+    assert "3 times in a row without progress" in said.splitlines()[-1]
 
 
 def test_it_ends_what_a_dead_run_left_behind(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
