@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ponder.cluster.runtime import refuse_idle_gpus
 from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark
 from ponder.evaluation.benchmarks.base import local_files
@@ -106,6 +107,7 @@ def run_pipeline(
     """
     wanted = stages_up_to(recipe, to)
     check_names(recipe, wanted)
+    refuse_idle_gpus(recipe)
     run = RunFolder(default_run_dir(recipe) if run_dir is None else run_dir)
     ran: list[str] = []
     with run.lock(), _sigterm_stops(recipe.stop_s) as stop:

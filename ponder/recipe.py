@@ -744,6 +744,11 @@ class ClusterSettings(Settings):
     def _text_is_the_place(cls, value: Any) -> Any:
         return {"place": value} if isinstance(value, str) else value
 
+    @property
+    def reserves_gpus(self) -> bool:
+        """Whether any worker or rank has a GPU."""
+        return self.rollout.gpus > 0 or self.trainer.gpus > 0
+
     def what_counts(self) -> dict[str, Any]:
         """What a result depends on beyond rounding. How many workers and ranks there are, and where reward models
         score, is not among it: a run may go on with others, and is then no longer repeated bit for bit."""
@@ -751,6 +756,9 @@ class ClusterSettings(Settings):
             return {}
         staleness = {"max_staleness": self.max_staleness} if self.schedule == "asynchronous" else {}
         return {"kind": self.kind, "engine": self.rollout.engine, "schedule": self.schedule, **staleness}
+
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class StoreSettings(Settings):
@@ -813,9 +821,9 @@ class Recipe(Settings):
     """Every random stream follows from it."""
     threads: int = Field(0, ge=0)
     """CPU threads of the linear algebra; 0 takes all cores. Part of exact resume: sums depend on it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where models compute; `auto` takes a GPU where there is one. On Ray, workers and ranks compute where the GPUs of
-    `cluster` say."""
+    `cluster` say: where it reserves none, `auto` refuses a cluster that has some."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of training and sampling, and of the weights of reward models that score. Weights that train, moments
     and log-probabilities are fp32 in any case."""
@@ -844,7 +852,7 @@ class Recipe(Settings):
             raise ValueError(
                 f"cluster.schedule `{schedule}` needs `cluster.kind: ray`, where one samples and one trains"
             )
-        if not local and self.device == "cuda" and not (self.cluster.rollout.gpus or self.cluster.trainer.gpus):
+        if not local and self.device == "cuda" and not self.cluster.reserves_gpus:
             raise ValueError(
                 "device: cuda: on Ray each process has the GPUs that are reserved for it, which are none: set "
                 "cluster.rollout.gpus and cluster.trainer.gpus"

@@ -262,6 +262,20 @@ def test_ray_started_here_needs_the_gpus_and_may_share_the_cores(has: Any, monke
     assert machine.room_here(Needs(place="ray here", shares=(Share("w", 3, 0.5, 0.1),))).state == "ok"
 
 
+def test_gpus_that_a_recipe_on_ray_leaves_idle_are_a_problem(has: Any, tmp_path: Path) -> None:
+    idle = needs_of(recipe(), tmp_path)
+    has([H100, H100])
+    check = machine.room_here(idle)
+    assert (check.state, "2 GPUs" in check.found) == ("problem", True)
+    assert check.advice == "set cluster.rollout.gpus and cluster.trainer.gpus, or `device: cpu` to leave GPUs alone"
+    assert machine.resources(idle, [Node(0, 4), Node(8, 4)], "the cluster has").state == "problem"
+    assert machine.resources(idle, [Node(0, 4), Node(0, 4)], "the cluster has").state == "ok"
+    meant = recipe().model_copy(update={"device": "cpu"})
+    assert machine.resources(needs_of(meant, tmp_path), [Node(8, 4)], "the cluster has").state == "ok"
+    reserved = needs_of(recipe(rollout={"gpus": 1}, trainer={"gpus": 1}), tmp_path)
+    assert machine.resources(reserved, [Node(8, 4)], "the cluster has").state == "ok"
+
+
 def test_a_program_that_hangs_is_killed() -> None:
     assert ask(["sleep", "60"], 0.1) == ("", "no answer within 0.1 s")
     assert ask(["/no/such/program"], 1) == ("", "No such file or directory")

@@ -42,7 +42,7 @@ class Engines:
         from ponder.cluster.runtime import Runtime
 
         size = sum(weight.numel() * weight.element_size() for weight in model.decoder.state_dict().values())
-        self._cluster.enter_context(Runtime(recipe.cluster, size))
+        self._cluster.enter_context(Runtime(recipe.cluster, size, device=recipe.device))
         pool = open_pool(model, recipe.cluster, recipe.precision, self._warn)
         self._model.callback(pool.close)
         pool.publish(0, model.decoder.state_dict())

@@ -24,7 +24,7 @@ from ponder.model.decoder import DTYPES, Decoder, Precision
 from ponder.model.fallback import FallbackDecoder
 from ponder.model.folder import LoadedModel, save_folder
 from ponder.model.tokenizer import Tokenizer
-from ponder.recipe import ClusterSettings
+from ponder.recipe import ClusterSettings, Device
 from ponder.rewards import RewardModel
 from ponder.rollout.base import Session
 from ponder.rollout.native import NativeSession
@@ -43,11 +43,12 @@ class RayBackend:
         keep_reference: bool,
         warn: Callable[[str], None],
         reward_models: int = 0,
+        device: Device = "cpu",
     ) -> None:
         """Start or join Ray, and start the workers and ranks. `warn` hears of those that are replaced.
 
-        `reward_models` is how many `separate` may be asked for. Raises `UsageError` for what Ray, the engine or the
-        trainers cannot do, `InterruptedRunError` when workers or ranks do not start.
+        `reward_models` is how many `separate` may be asked for, `device` the recipe's. Raises `UsageError` for what
+        Ray, the engine or the trainers cannot do, `InterruptedRunError` when workers or ranks do not start.
         """
         self._model = model
         self._cluster = cluster
@@ -55,7 +56,7 @@ class RayBackend:
         weights = dict(model.decoder.state_dict())
         size = sum(weight.numel() * weight.element_size() for weight in weights.values())
         with ExitStack() as stack:
-            stack.enter_context(Runtime(cluster, size, reward_models))
+            stack.enter_context(Runtime(cluster, size, reward_models, device))
             self.engine = open_pool(model, cluster, settings.precision, warn)
             stack.callback(self.engine.close)
             self.trainer = TrainerGroup(model.config, weights, settings, cluster, keep_reference, warn)

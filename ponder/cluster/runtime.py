@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ponder.cluster.processes import children, descendants, end_processes, scratch_folder
 from ponder.cluster.watch import RayWatch
 from ponder.errors import InterruptedRunError, UsageError
-from ponder.recipe import ClusterSettings
+from ponder.recipe import ClusterSettings, Device, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,9 @@ _EXIT_S = 10.0
 _STARTS = 3
 """Tries to start Ray."""
 
+RESERVE_OR_CPU = "set cluster.rollout.gpus and cluster.trainer.gpus, or `device: cpu` to leave GPUs alone"
+"""What to do where there are GPUs and nobody reserves them."""
+
 _LONGEST_FOLDER = 36
 """Characters: Ray's sockets lie 66 characters below its folder, and the system allows 107 in all."""
 
@@ -49,11 +52,14 @@ _LONGEST_FOLDER = 36
 class Runtime:
     """A connection to Ray, with the resources that the settings need. Close it, or use it in a `with`."""
 
-    def __init__(self, settings: ClusterSettings, weight_bytes: int = 0, reward_models: int = 0) -> None:
+    def __init__(
+        self, settings: ClusterSettings, weight_bytes: int = 0, reward_models: int = 0, device: Device = "cpu"
+    ) -> None:
         """Start Ray on this machine, or join the cluster at `settings.address`, within `deadlines.start_s`.
 
         `weight_bytes` is the size of one whole copy of the policy, `reward_models` how many score, each taken to be as
-        large. Raises `UsageError` when Ray is not installed, no cluster answers, or CPUs or GPUs are too few.
+        large; `device` is the recipe's. Raises `UsageError` when Ray is not installed, no cluster answers, CPUs or GPUs
+        are too few, or GPUs are there that nobody reserves, though `device` leaves the choice.
         """
         _require_ray()
         _set_environment(own=settings.address is None)
@@ -72,6 +78,8 @@ class Runtime:
                 watching.callback(watch.close)  # it has an eye on the leaving, too
                 stack.callback(watch.leave)
             _require_resources(settings, reward_models, cpus, gpus)
+            if device == "auto" and not settings.reserves_gpus:
+                _refuse_idle_gpus(ray.cluster_resources().get("GPU", 0.0))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -273,6 +281,23 @@ def _require_resources(settings: ClusterSettings, reward_models: int, cpus: floa
                 f"{getattr(rollout, key):g} each) or cluster.trainer.ranks ({key}: {getattr(trainer, key):g} each)"
             )
         time.sleep(_POLL_S)
+
+
+def refuse_idle_gpus(recipe: Recipe) -> None:
+    """Raise `UsageError` where a recipe would leave this machine's GPUs idle without saying so: before anything loads.
+
+    A cluster that is joined is looked at by `Runtime`.
+    """
+    cluster = recipe.cluster
+    if cluster.kind == "ray" and cluster.address is None and recipe.device == "auto" and not cluster.reserves_gpus:
+        import torch
+
+        _refuse_idle_gpus(torch.cuda.device_count())
+
+
+def _refuse_idle_gpus(gpus: float) -> None:
+    if gpus:
+        raise UsageError(f"cluster: Ray has {gpus:g} GPUs, and the recipe reserves none: {RESERVE_OR_CPU}")
 
 
 # --- weights on their way ----------------------------------------------------------------------------------------

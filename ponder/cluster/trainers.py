@@ -13,7 +13,7 @@ from ponder.model.folder import LoadedModel
 from ponder.model.lora import merged_decoder
 from ponder.model.reward_model import RewardModel
 from ponder.model.runtime import pick_device
-from ponder.recipe import ClusterSettings, Recipe
+from ponder.recipe import Recipe
 from ponder.training.trainer import LocalRewardTrainer, LocalTrainer, RewardTrainer, Trainer, TrainerSettings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def open_trainer(
         return LocalTrainer(model.to(pick_device(recipe.device)).decoder, settings, tell=tell)
     from ponder.cluster.trainer_group import TrainerGroup
 
-    return _open_ranks(TrainerGroup, model.decoder, settings, recipe.cluster, tell, stack)
+    return _open_ranks(TrainerGroup, model.decoder, settings, recipe, tell, stack)
 
 
 def open_reward_trainer(
@@ -45,14 +45,14 @@ def open_reward_trainer(
         return LocalRewardTrainer(model.to(pick_device(recipe.device)).decoder, settings, tell)
     from ponder.cluster.trainer_group import RewardTrainerGroup
 
-    return _open_ranks(RewardTrainerGroup, model.decoder, settings, recipe.cluster, tell, stack)
+    return _open_ranks(RewardTrainerGroup, model.decoder, settings, recipe, tell, stack)
 
 
 def _open_ranks(
     group: type[G],
     decoder: Decoder,
     settings: TrainerSettings,
-    cluster: ClusterSettings,
+    recipe: Recipe,
     tell: Callable[[str], None],
     stack: ExitStack,
 ) -> G:
@@ -62,8 +62,8 @@ def _open_ranks(
 
     weights = dict(decoder.state_dict())
     size = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    stack.enter_context(Runtime(cluster, size))
-    ranks = group(decoder.config, weights, settings, cluster, tell=tell)
+    stack.enter_context(Runtime(recipe.cluster, size, device=recipe.device))
+    ranks = group(decoder.config, weights, settings, recipe.cluster, tell=tell)
     stack.callback(ranks.close)
     return ranks
 

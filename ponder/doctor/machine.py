@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder.cluster.runtime import RESERVE_OR_CPU
 from ponder.doctor.check import Check, State, ask
 from ponder.doctor.needs import Needs, Node, without_room
 from ponder.sandbox import probe
@@ -240,6 +241,8 @@ def resources(needs: Needs, nodes: list[Node], who_has: str) -> Check:
     have = f"{who_has} {sum(node.gpus for node in nodes):g} GPUs"
     have += f" and {cpus:g} CPU cores" if math.isfinite(cpus) else ""
     want = "; ".join(f"{s.count} x {s.setting} ({s.gpus:g} GPUs, {s.cpus:g} cores each)" for s in needs.shares)
+    if needs.refuses_idle_gpus and any(node.gpus for node in nodes):
+        return Check("resources", "problem", f"{want}: {have}, which nobody reserves", RESERVE_OR_CPU)
     left_out = without_room(needs.shares, nodes)
     if left_out is None:
         return Check("resources", "ok", f"{want}: {have}" if want else have)

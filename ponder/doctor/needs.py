@@ -48,6 +48,8 @@ class Needs:
     vllm_python: str | None = None
     """The interpreter of vLLM's environment, where it samples."""
     shares: tuple[Share, ...] = ()
+    refuses_idle_gpus: bool = False
+    """Whether the run, on Ray, stops where there are GPUs: nobody reserves them, and nobody says `device: cpu`."""
     trained_bytes: tuple[int, ...] = ()
     """fp32 weights of what each training stage starts from, where its files are here."""
     models: tuple[Path, ...] = ()
@@ -82,6 +84,7 @@ def needs_of(recipe: Recipe, run_dir: Path, address: str | None = None, runs_pro
         gpu_here=gpus and not (on_ray and joins),
         vllm_python=cluster.rollout.vllm.python if on_ray and cluster.rollout.engine == "vllm" else None,
         shares=shares,
+        refuses_idle_gpus=on_ray and recipe.device == "auto" and not cluster.reserves_gpus,
         trained_bytes=tuple(_trained_bytes(recipe)),
         models=tuple(Path(name) for name in outside if Path(name).exists()),
         hub=tuple(name for name in outside if not Path(name).exists() and name.count("/") == 1),

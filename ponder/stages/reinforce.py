@@ -430,7 +430,8 @@ class Reinforcement:
             return LocalBackend(self.model.to(pick_device(recipe.device)), settings, keep_reference, warn)
         from ponder.cluster.ray_backend import RayBackend
 
-        return RayBackend(self.model, settings, recipe.cluster, keep_reference, warn, len(stage.reward_models))
+        judges = len(stage.reward_models)
+        return RayBackend(self.model, settings, recipe.cluster, keep_reference, warn, judges, recipe.device)
 
     def _open_feed(self) -> Feed:
         cluster, publish = self.context.recipe.cluster, self.backend.publish

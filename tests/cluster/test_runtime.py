@@ -18,9 +18,9 @@ import torch
 pytest.importorskip("ray")
 
 from ponder.cluster.processes import command_line, descendants, is_alive
-from ponder.cluster.runtime import Runtime, as_arrays, as_tensors, needs
+from ponder.cluster.runtime import Runtime, as_arrays, as_tensors, needs, refuse_idle_gpus
 from ponder.errors import InterruptedRunError, UsageError
-from ponder.recipe import ClusterSettings
+from ponder.recipe import ClusterSettings, Recipe, load_recipe
 
 
 def settings(**changes: Any) -> ClusterSettings:
@@ -68,6 +68,36 @@ def test_too_few_gpus_are_refused_by_the_names_of_the_settings_and_nothing_stays
     while any(map(is_alive, left)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [command_line(pid) for pid in left if is_alive(pid)] == []
+
+
+def test_gpus_that_nobody_reserves_are_refused_unless_the_recipe_says_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)  # as in a program that has started it
+    there = {"CPU": 8.0, "GPU": 8.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    refusal = r"Ray has 8 GPUs, and the recipe reserves none: set cluster\.rollout\.gpus and .* or `device: cpu`"
+    with pytest.raises(UsageError, match=refusal):
+        Runtime(settings(), device="auto")
+    Runtime(settings(), device="cpu").close()
+    Runtime(settings(trainer={"gpus": 1}), device="auto").close()
+    there.pop("GPU")
+    Runtime(settings(), device="auto").close()
+
+
+def test_this_machines_gpus_are_looked_for_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe(**settings: Any) -> Recipe:
+        stage = {"verb": "reinforce", "tasks": {"countdown": {}}}
+        return load_recipe({"name": "r", "cluster": "ray", **settings, "stages": {"zero": stage}})
+
+    refuse_idle_gpus(recipe())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="Ray has 2 GPUs, and the recipe reserves none"):
+        refuse_idle_gpus(recipe())
+    refuse_idle_gpus(recipe(device="cpu"))
+    refuse_idle_gpus(recipe(cluster="local"))
+    refuse_idle_gpus(recipe(cluster={"kind": "ray", "address": "auto"}))  # Ray has other GPUs than this machine
+    refuse_idle_gpus(recipe(cluster={"kind": "ray", "rollout": {"gpus": 1}}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
