@@ -40,6 +40,15 @@ class Chunk:
     """They wait for this update of the weights, or a later one."""
 
 
+@dataclass
+class _Place:
+    """Where the samples of one of the session's requests belong, as long as some are missing."""
+
+    chunk: int
+    request: int
+    missing: int
+
+
 @dataclass(frozen=True)
 class _Weights:
     update: int
@@ -57,8 +66,8 @@ class RolloutWorker:
         self._weights: _Weights | None = None
         self._update = 0
         self._ended: list[Ended] = []
-        self._places: dict[int, tuple[int, int]] = {}
-        """Chunk and place in it of the session's requests, which are numbered over its whole life."""
+        self._places: dict[int, _Place] = {}
+        """By the number of the request, of all that the session was ever given."""
         self._count = 0
         self._ready = self._closing = self._idle = False
         # a pool of one thread keeps what the thread raised
@@ -111,9 +120,7 @@ class RolloutWorker:
             self._tell(ready=True, idle=True)
             while self._take(session):
                 finished = session.step()
-                self._tell(
-                    [(*self._places[request], sample, done) for request, sample, done in finished], idle=session.idle
-                )
+                self._tell([self._placed(*one) for one in finished], idle=session.idle)
         finally:
             session.close()
 
@@ -136,12 +143,18 @@ class RolloutWorker:
         return not self._closing
 
     def _add(self, session: Session, chunk: Chunk) -> None:
-        if session.idle:
-            self._places.clear()
-        for place in range(len(chunk.requests)):
-            self._places[self._count] = chunk.number, place
+        for place, request in enumerate(chunk.requests):
+            self._places[self._count] = _Place(chunk.number, place, request.num_samples)
             self._count += 1
         session.add(chunk.requests, chunk.sampling, chunk.seed)
+
+    def _placed(self, request: int, sample: int, completion: Completion) -> Ended:
+        """What a step has ended, by the chunk that it came with."""
+        place = self._places[request]
+        place.missing -= 1
+        if not place.missing:
+            del self._places[request]
+        return place.chunk, place.request, sample, completion
 
     def _due(self) -> list[Chunk]:
         return [chunk for chunk in self._chunks if chunk.update <= self._update]

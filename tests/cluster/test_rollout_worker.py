@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from functools import partial
 
+import pytest
 import torch
 from counting_session import CountingSession
 
@@ -13,8 +15,17 @@ from ponder.cluster.runtime import as_arrays
 from ponder.rollout.base import Request, Sampling
 
 
-def test_a_worker_keeps_nothing_of_what_it_has_handed_over() -> None:
-    worker = RolloutWorker(CountingSession, threads=1)
+class NeverIdle(CountingSession):
+    """As where nobody waits for the last rollout of a batch."""
+
+    @property
+    def idle(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("session", [CountingSession, NeverIdle])
+def test_a_worker_keeps_nothing_of_what_it_has_handed_over(session: type[CountingSession]) -> None:
+    worker = RolloutWorker(partial(session, step_s=0.001), threads=1)
     weights = as_arrays({"w": torch.ones(64, 64)})
 
     def steps(begin: int, end: int) -> None:
