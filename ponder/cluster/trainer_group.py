@@ -74,7 +74,9 @@ class RankGroup:
 
     def weights(self) -> Mapping[str, Tensor]:
         """See `Learner`; not to be written to. `publish_ref` is for whoever only passes them on."""
-        return as_tensors(self._ray.get(self.publish_ref()))
+        # they lie with rank 0, which may be gone by now
+        (arrays,) = self._gather([self.publish_ref()], "the weights", self._deadlines.weights_s)
+        return as_tensors(arrays)
 
     def save_state(self, folder: Path, name: str) -> dict[str, Any]:
         """See `Learner`: each rank writes its part into `folder`, which every node must reach under that path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -171,6 +172,41 @@ def test_a_rank_killed_in_an_update_ends_all(
     assert gone(before)
     with pytest.raises(LostWorkersError, match="gone"):
         group.policy_updates(parts)
+
+
+def test_weights_that_died_with_their_rank_are_a_lost_worker(
+    make_group: Callable[..., TrainerGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    group = make_group()
+    before = pids(group)
+    reference = group.publish_ref()
+    monkeypatch.setattr(group, "publish_ref", lambda: reference)
+    os.kill(before[0], signal.SIGKILL)
+    with contextlib.suppress(RayError):
+        while True:  # until Ray has noticed
+            ray.get(reference, timeout=60)
+            time.sleep(0.1)
+    with pytest.raises(LostWorkersError, match=r"rank 0 of 2 .* died while the driver waited for the weights: .+"):
+        group.weights()
+    assert gone(before)
+
+
+def test_weights_have_a_deadline(make_group: Callable[..., TrainerGroup], monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    group = make_group(weights_s=1.0)
+    before = pids(group)
+    never = ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote()
+    monkeypatch.setattr(group, "publish_ref", lambda: never)
+    try:
+        with pytest.raises(LostWorkersError, match=r"has not answered for 1 s while the driver waited for the weights"):
+            group.weights()
+        assert gone(before)
+    finally:
+        ray.cancel(never, force=True)
 
 
 def test_a_rank_that_is_stopped_is_found_by_its_silence(make_group: Callable[..., TrainerGroup]) -> None:
