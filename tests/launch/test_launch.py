@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +38,14 @@ RAY_JOB_FIELDS = {
     "ttlSecondsAfterFinished",
 }
 """Of a RayJob's `spec`, as KubeRay's reference of ray.io/v1 lists them; likewise below."""
-RAY_CLUSTER_FIELDS = {"autoscalerOptions", "enableInTreeAutoscaling", "headGroupSpec", "rayVersion", "workerGroupSpecs"}
+RAY_CLUSTER_FIELDS = {
+    "authOptions",
+    "autoscalerOptions",
+    "enableInTreeAutoscaling",
+    "headGroupSpec",
+    "rayVersion",
+    "workerGroupSpecs",
+}
 HEAD_FIELDS = {"enableIngress", "headService", "rayStartParams", "serviceType", "template"}
 WORKER_FIELDS = {"groupName", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams", "replicas", "template"}
 POD_FIELDS = {"containers", "terminationGracePeriodSeconds", "volumes"}
@@ -121,6 +130,7 @@ def test_kuberay_knows_every_field(folder: Path) -> None:
     head, (workers,) = spec["rayClusterSpec"]["headGroupSpec"], spec["rayClusterSpec"]["workerGroupSpecs"]
     assert set(spec) <= RAY_JOB_FIELDS
     assert set(spec["rayClusterSpec"]) <= RAY_CLUSTER_FIELDS
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert set(head) <= HEAD_FIELDS
     assert set(workers) <= WORKER_FIELDS
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 2
@@ -142,6 +152,38 @@ def test_kuberay_knows_every_field(folder: Path) -> None:
     assert inside.cluster.rollout.workers == 12
     assert "--nodes 3" in config["data"]["run.sh"]
     assert "/shared/runs/zero.A_1" in config["data"]["run.sh"]
+
+
+@pytest.mark.parametrize(
+    ("doctor", "run", "stopped"),
+    [(0, 0, False), (0, 5, False), (0, 137, False), *((0, status, True) for status in (1, 2, 3, 4)), (3, 0, True)],
+)
+def test_only_a_run_that_was_interrupted_is_retried_on_a_new_cluster(
+    doctor: int, run: int, stopped: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ponder.launch._SHARED", str(folder.parent))
+    config = next(yaml.safe_load_all(written("kubernetes", folder / "job", small())["rayjob.yaml"]))
+    tools = folder / "bin"
+    tools.mkdir()
+    for name, does in (
+        ("ponder", f"echo $1 >> asked; [ $1 = doctor ] && exit {doctor}; exit {run}"),
+        ("ray", "echo $@ > stopped"),
+        ("sleep", ""),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": {"job_submission_id": "zero-x7"}}),
+    }
+    done = subprocess.run(["bash", "-c", config["data"]["run.sh"]], env=environment, capture_output=True, text=True)
+    assert done.returncode == (doctor or run)
+    assert (folder.parent / "asked").read_text().split() == ["doctor", *["run"] * (not doctor)]
+    says = folder.parent / "stopped"
+    assert says.exists() is stopped, done.stderr
+    if stopped:
+        assert says.read_text() == "job stop --no-wait --address http://127.0.0.1:8265 zero-x7\n"
+        assert f"ended with exit status {doctor or run}" in done.stderr
 
 
 def test_the_image_has_vllm_only_where_it_samples(folder: Path) -> None:
