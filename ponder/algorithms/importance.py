@@ -7,7 +7,7 @@ keeps its variance finite.
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from torch import Tensor
 from ponder.algorithms.packed import sequence_sums
 
 ImportanceMode = Literal["none", "token_truncate", "sequence_truncate", "token_mask", "sequence_mask"]
+
+
+class Correction(NamedTuple):
+    """What each token's loss term is multiplied with, and where a bound took effect."""
+
+    weights: Tensor
+    """(N,), without gradient."""
+    bounded: Tensor
+    """(N,) bool: the weight was cut to the cap, or the token masked."""
 
 
 @torch.no_grad()
@@ -26,8 +35,8 @@ def importance_weights(
     mode: ImportanceMode,
     cap: float = 2.0,
     floor: float = 0.5,
-) -> Tensor:
-    """Weights pi_old / mu of each token's loss term: (N,) log-probabilities under both -> (N,), without gradient.
+) -> Correction:
+    """Weights pi_old / mu of each token's loss term, from (N,) log-probabilities under both.
 
         token_truncate      min(w_t, cap)                                  [TIS]
         token_mask          w_t where floor <= w_t <= cap, else 0          [IcePop, 2510.18855]
@@ -43,10 +52,11 @@ def importance_weights(
     weights = log_weights.exp()
     match mode:
         case "none":
-            return torch.ones_like(weights)
+            return Correction(torch.ones_like(weights), torch.zeros_like(weights, dtype=torch.bool))
         case "token_truncate" | "sequence_truncate":
-            return weights.clamp(max=cap)
+            return Correction(weights.clamp(max=cap), weights > cap)
         case "token_mask" | "sequence_mask":
-            return torch.where((weights >= floor) & (weights <= cap), weights, 0.0)
+            kept = (weights >= floor) & (weights <= cap)
+            return Correction(torch.where(kept, weights, 0.0), ~kept)
         case _:
             assert_never(mode)

@@ -90,44 +90,13 @@ def capped_weight(ratio: Tensor, logprobs: Tensor, advantages: Tensor, eps_high:
 
 @dataclass(frozen=True)
 class LossStatistics:
-    """Detached sums over the tokens of non-zero weight; those of micro-batches add up with `+`. All 0-d tensors."""
+    """Detached sums over the tokens of non-zero weight; those of micro-batches add up. All 0-d tensors."""
 
     num_tokens: Tensor
     bounded_tokens: Tensor
     """Tokens whose ratio was clipped (grpo, gspo) or capped (cispo)."""
-    ratio_sum: Tensor
-    ratio_min: Tensor
-    ratio_max: Tensor
     kl_sum: Tensor
     """Sum over tokens of the chosen estimator, in nats; 0 without a reference."""
-
-    def __add__(self, other: LossStatistics) -> LossStatistics:
-        return LossStatistics(
-            num_tokens=self.num_tokens + other.num_tokens,
-            bounded_tokens=self.bounded_tokens + other.bounded_tokens,
-            ratio_sum=self.ratio_sum + other.ratio_sum,
-            ratio_min=torch.minimum(self.ratio_min, other.ratio_min),
-            ratio_max=torch.maximum(self.ratio_max, other.ratio_max),
-            kl_sum=self.kl_sum + other.kl_sum,
-        )
-
-    @property
-    def clip_share(self) -> float:
-        """Share of the tokens whose ratio was clipped or capped; 0 without tokens."""
-        return self._per_token(self.bounded_tokens)
-
-    @property
-    def ratio_mean(self) -> float:
-        """Mean ratio over tokens; 1 on policy."""
-        return self._per_token(self.ratio_sum)
-
-    @property
-    def kl_mean(self) -> float:
-        """Mean KL estimate a token, in nats."""
-        return self._per_token(self.kl_sum)
-
-    def _per_token(self, total: Tensor) -> float:
-        return float(total / self.num_tokens.clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -213,7 +182,12 @@ def policy_loss(
         measured_kl = torch.zeros_like(logprobs)
         if ref_logprobs is not None:
             measured_kl = kl_estimate(logprobs, ref_logprobs, kl_estimator)
-        statistics = _statistics(rho, surrogate.bounded, measured_kl, counted=token_weights > 0)
+        counted = token_weights > 0
+        statistics = LossStatistics(
+            num_tokens=counted.sum(),
+            bounded_tokens=(surrogate.bounded & counted).sum(),
+            kl_sum=measured_kl.where(counted, 0.0).sum(),
+        )
     return PolicyLoss((token_weights * terms).sum(), statistics)
 
 
@@ -224,14 +198,3 @@ def _whole_output_kl(
     output_logprobs = sequence_sums(logprobs, sequence_ids, num_sequences)
     output_ref_logprobs = sequence_sums(ref_logprobs, sequence_ids, num_sequences)
     return kl_estimate(output_logprobs, output_ref_logprobs, estimator)[sequence_ids]
-
-
-def _statistics(ratio: Tensor, bounded: Tensor, kl: Tensor, counted: Tensor) -> LossStatistics:
-    return LossStatistics(
-        num_tokens=counted.sum(),
-        bounded_tokens=(bounded & counted).sum(),
-        ratio_sum=ratio.where(counted, 0.0).sum(),
-        ratio_min=ratio.where(counted, torch.inf).min(),
-        ratio_max=ratio.where(counted, -torch.inf).max(),
-        kl_sum=kl.where(counted, 0.0).sum(),
-    )

@@ -35,7 +35,7 @@ _CURVES = {
     "reinforce": (
         "heldout/accuracy/pass@1", "heldout/length/mean", "heldout/language/consistency", "reward/mean",
         "accuracy/pass@1", "length/mean", "length/truncated_share", "reflection/words_per_response", "policy/entropy",
-        "policy/kl", "groups/dead_share", "policy/logprob_gap",
+        "policy/kl", "groups/dead_share", "policy/logprob_gap", "policy/sampler_kl",
     ),
     "fine_tune": ("loss/train", "loss/heldout", "length/stop_rate", "distill/reverse_kl"),
     "train_reward": ("loss/train", "accuracy/train", "heldout/accuracy/mean", "heldout/calibration/error"),

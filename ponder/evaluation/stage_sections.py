@@ -44,6 +44,15 @@ _SINGLE = {
         "Log-probability gap",
         "Largest difference between sampler and trainer on one token, in nats, before the first update of a step.",
     ),
+    "policy/logprob_gap_mean": ("Mean log-probability gap", "The same difference, mean over all tokens."),
+    "policy/sampler_kl": (
+        "KL from sampler to trainer",
+        "Estimated before the first update of a step, in nats a token.",
+    ),
+    "policy/importance_bounded_share": (
+        "Bounded importance weights",
+        "Share of the tokens whose weight was cut, or that were dropped for it.",
+    ),
     "grad/norm": ("Gradient norm", "Before clipping."),
     "loss/train": ("Loss", "On training data."),
     "loss/heldout": ("Held-out loss", "On examples that are not trained on."),
@@ -200,7 +209,16 @@ def _reinforce_section(view: StageView, store: RolloutStore) -> Html:
     )
 
 
-_LEARNING = ("policy/entropy", "policy/kl", "groups/dead_share", "policy/logprob_gap", "grad/norm")
+_LEARNING = (
+    "policy/entropy",
+    "policy/kl",
+    "groups/dead_share",
+    "policy/logprob_gap",
+    "policy/logprob_gap_mean",
+    "policy/sampler_kl",
+    "policy/importance_bounded_share",
+    "grad/norm",
+)
 
 
 def _section(title: str, charts: Iterable[Html | None], note: Html | None = None) -> Html | None:

@@ -102,15 +102,19 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[UpdateStatistics]) -> dict[str, float]:
-    """What the updates of a step did: means over the updates, the largest log-probability gap of the first one."""
+    """What the updates of a step did: means over the updates, and how sampler and trainer differ at the first one."""
     norms = [u.grad_norm for u in updates if u.grad_norm is not None]
+    first = updates[0]
     return {
         "loss/policy": _mean([u.loss for u in updates]),
         "grad/norm": _mean(norms),
         "policy/kl": _mean([u.kl for u in updates]),
         "policy/clip_share": _mean([u.clip_share for u in updates]),
+        "policy/importance_bounded_share": _mean([u.bounded_share for u in updates]),
         # later updates are off policy by design; the first one shows how well sampler and trainer agree
-        "policy/logprob_gap": updates[0].logprob_gap,
+        "policy/logprob_gap": first.logprob_gap,
+        "policy/logprob_gap_mean": first.logprob_gap_mean,
+        "policy/sampler_kl": first.sampler_kl,
         "grad/skipped_updates": float(len(updates) - len(norms)),
     }
 

@@ -200,7 +200,7 @@ class RewardTraining:
         batch = self._batch()
         result = self.trainer.reward_update(batch)
         self.step += 1
-        self.skipped = self.skipped + 1 if result.grad_norm is None else 0
+        self.skipped = 0 if result.finite else self.skipped + 1
         if self.skipped >= _MAX_SKIPPED:
             raise RefusedError("three updates in a row had a gradient that is not finite: lower optimizer.lr")
         tokens = sum(example.num_tokens for example in batch)

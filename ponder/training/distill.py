@@ -34,7 +34,7 @@ def distill_step(
         part = divergences.sum() / total
         part.backward()
         loss += float(part.detach())
-    return UpdateStatistics(loss, optimizer.step(loss), 0.0, 0.0, kl=loss, entropy=0.0, trained_tokens=total)
+    return UpdateStatistics(loss, optimizer.step(loss), total, kl=loss)
 
 
 def token_reverse_kl(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:

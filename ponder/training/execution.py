@@ -26,7 +26,7 @@ T = TypeVar("T")
 Pack = Callable[[Sequence[Any], Sequence[int]], MicroBatch]
 """From examples, and the places of those that it is to hold, to a micro-batch."""
 
-_FIRST_SCALE, _STEPS_TO_GROW = 2.0**12, 1000
+_FIRST_SCALE, _STEPS_TO_GROW = 2.0**16, 1000
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,25 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 class LossScale:
     """Keeps fp16's small gradients from vanishing (Micikevicius et al., 1710.03740); 1 in any other arithmetic.
 
-    The factor halves when gradients overflow, which costs that step, and doubles after many that did not.
+    The factor halves, down to 1, when gradients overflow, which costs that step, and doubles after many that did not.
     """
 
     def __init__(self, fp16: bool) -> None:
         self.fp16 = fp16
         self.value = _FIRST_SCALE if fp16 else 1.0
         self.good_steps = 0
+        self.lowered = False
+        """Whether the last step made it smaller: its gradients may have overflowed for that reason alone."""
 
-    def observe(self, finite: bool) -> None:
-        """A step with this scale was finite or not."""
-        if not self.fp16:
+    def observe(self, loss: bool, gradients: bool) -> None:
+        """Whether a step's loss and its gradients were finite. The scale is not to blame where the loss was not."""
+        self.lowered = self.fp16 and loss and not gradients and self.value > 1
+        if not (self.fp16 and loss):
             return
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.value = max(1.0, self.value / 2)
-        elif self.good_steps % _STEPS_TO_GROW == 0:
+        self.good_steps = self.good_steps + 1 if gradients else 0
+        if self.lowered:
+            self.value /= 2
+        elif gradients and self.good_steps % _STEPS_TO_GROW == 0:
             self.value *= 2
 
 
@@ -200,4 +203,5 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or "out of memory" in text
         or "can't allocate memory" in text
+        or "status_alloc_failed" in text  # cuBLAS and its kin
     )

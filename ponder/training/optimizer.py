@@ -55,8 +55,9 @@ class Optimizer:
         norm: Any = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
         if self.execution.ranks.lockstep:
             norm = norm.full_tensor()
-        finite = math.isfinite(loss) and bool(norm.isfinite())
-        self.execution.scale.observe(finite)
+        sound, bounded = math.isfinite(loss), bool(norm.isfinite())
+        self.execution.scale.observe(sound, bounded)
+        finite = sound and bounded
         if finite:
             factor = lr_factor(self.settings, self.step_count, self.total_steps)
             for optimizer, peak in self._parts:
@@ -66,6 +67,10 @@ class Optimizer:
         self.step_count += 1
         self.clear()
         return float(norm) if finite else None
+
+    def pass_over(self) -> None:
+        """A step of the stage that has no gradient: nothing moves, and the schedule goes on with the stage's steps."""
+        self.step_count += 1
 
     def _unscale(self) -> None:
         if self.execution.scale.value != 1:

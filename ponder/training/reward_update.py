@@ -62,6 +62,13 @@ class RewardStatistics:
     accuracy: float
     """Share of the pairs in the right order, or of the replies on the right side of 0, before the step."""
     grad_norm: float | None
+    overflow: bool = False
+    """See `UpdateStatistics.overflow`."""
+
+    @property
+    def finite(self) -> bool:
+        """See `UpdateStatistics.finite`."""
+        return self.grad_norm is not None or self.overflow
 
 
 def reward_step(
@@ -82,7 +89,8 @@ def reward_step(
     sums, own = accumulate(model, optimizer, ordered, budget, share, _pack)
     scores = optimizer.execution.ranks.collect(own, [len(e.replies) for e in ordered])
     right = sum(_is_right(*parts) for parts in zip(ordered, scores, strict=True))
-    return RewardStatistics(sums.loss, right / len(ordered), optimizer.step(sums.loss))
+    norm = optimizer.step(sums.loss)
+    return RewardStatistics(sums.loss, right / len(ordered), norm, optimizer.execution.scale.lowered)
 
 
 @torch.no_grad()

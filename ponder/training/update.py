@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ponder.algorithms.importance import importance_weights
+from ponder.algorithms.importance import Correction, importance_weights
+from ponder.algorithms.kl import kl_estimate
 from ponder.algorithms.losses import policy_loss
 from ponder.algorithms.weights import token_weights
 from ponder.model.decoder import Decoder, PackedAttention
@@ -44,25 +45,35 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class UpdateStatistics:
-    """What an update did. `grad_norm` is None when it or the loss was not finite and the step was skipped."""
+    """What an update did. `grad_norm` is None when it or the loss was not finite and the step was skipped.
+
+    From `logprob_gap` on: of policy updates only, over the tokens computed.
+    """
 
     loss: float
     grad_norm: float | None
-    logprob_gap: float
-    """Largest |trainer - sampler| log-probability, in nats, over the tokens computed; 0 on this engine on policy."""
-    clip_share: float
-    kl: float
-    entropy: float
     trained_tokens: int
     """Reply tokens that went through forward and backward; the others had a gradient of exactly zero."""
+    overflow: bool = False
+    """fp16: the step was skipped to find the loss scale, which is smaller now. Nothing is wrong with the weights."""
+    logprob_gap: float = 0.0
+    """Largest |trainer - sampler| log-probability, in nats; 0 on this engine on policy."""
+    logprob_gap_mean: float = 0.0
+    """Mean of the same."""
+    sampler_kl: float = 0.0
+    """KL(sampler || trainer), the k3 estimate, in nats a token."""
+    bounded_share: float = 0.0
+    """Share of the tokens whose importance weight was capped or masked; 0 without a correction."""
+    clip_share: float = 0.0
+    kl: float = 0.0
     logprobs: Mapping[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
     """Of the reply tokens (T,) under the policy before this update, for each trajectory that was computed, by its
     number; policy updates only."""
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient were finite; if not, the weights have not moved."""
-        return self.grad_norm is not None
+        """Whether loss and gradient were finite, or only the loss scale too large; if not, something is wrong."""
+        return self.grad_norm is not None or self.overflow
 
 
 def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Example], budget: int) -> UpdateStatistics:
@@ -79,7 +90,8 @@ def supervised_step(model: Decoder, optimizer: Optimizer, examples: Sequence[Exa
         return loss, Measured.nothing(loss.device)._replace(loss=loss.detach()), logprobs.detach()
 
     sums, _ = accumulate(model, optimizer, ordered, budget, share)
-    return UpdateStatistics(sums.loss, optimizer.step(sums.loss), 0.0, 0.0, 0.0, 0.0, total)
+    norm = optimizer.step(sums.loss)
+    return UpdateStatistics(sums.loss, norm, total, optimizer.execution.scale.lowered)
 
 
 def policy_step(
@@ -108,7 +120,8 @@ def policy_step(
     everything_counts = kl_in_loss > 0 or settings.entropy_bonus != 0
     live = [i for i, t in enumerate(trajectories) if weights[i] > 0 and (everything_counts or t.advantage != 0)]
     if not live:
-        return UpdateStatistics(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+        optimizer.pass_over()
+        return UpdateStatistics(loss=0.0, grad_norm=0.0, trained_tokens=0)
 
     examples = [trajectories[i].example for i in live]
     reply_lengths = [len(e.reply_ids) for e in examples]
@@ -120,6 +133,7 @@ def policy_step(
         logprobs, entropies = head_logprobs(model, hidden, batch, temperature, settings.entropy_bonus != 0)
         now = logprobs.detach()
         old, correction = _old_policy(members, sampler, now, batch, settings)
+        gaps = (now - sampler).abs()
         result = policy_loss(
             logprobs,
             old,
@@ -131,7 +145,7 @@ def policy_step(
             ratio=settings.ratio,
             eps_low=settings.eps_low,
             eps_high=settings.eps_high,
-            importance_weights=correction,
+            importance_weights=None if correction is None else correction.weights,
             ref_logprobs=ref_logprobs,
             kl_beta=kl_in_loss,
             kl_estimator=settings.kl.estimator,
@@ -140,33 +154,41 @@ def policy_step(
         )
         measured = Measured(
             loss=result.loss.detach(),
-            entropy=entropies.detach().sum(),
             counted=result.statistics.num_tokens,
-            bounded=result.statistics.bounded_tokens,
+            clipped=result.statistics.bounded_tokens,
             kl=result.statistics.kl_sum,
-            gap=(now - sampler).abs().max(),
+            bounded=now.new_zeros(()) if correction is None else correction.bounded.sum(),
+            gaps=gaps.sum(),
+            # in double precision: small gaps cancel to less than the rounding of r - log r - 1
+            sampler_kl=kl_estimate(sampler.double(), now.double()).sum(),
+            gap=gaps.max(),
         )
         return result.loss, measured, now
 
     sums, own = accumulate(model, optimizer, examples, budget, share)
     tokens = sum(reply_lengths)
     logprobs = optimizer.execution.ranks.collect(own, reply_lengths)
+    counted = max(1.0, sums.counted)
+    norm = optimizer.step(sums.loss)
     return UpdateStatistics(
         loss=sums.loss,
-        grad_norm=optimizer.step(sums.loss),
-        logprob_gap=sums.gap,
-        clip_share=sums.bounded / max(1.0, sums.counted),
-        kl=sums.kl / max(1.0, sums.counted),
-        entropy=sums.entropy / tokens,
+        grad_norm=norm,
         trained_tokens=tokens,
+        overflow=optimizer.execution.scale.lowered,
+        logprob_gap=sums.gap,
+        logprob_gap_mean=sums.gaps / counted,
+        sampler_kl=sums.sampler_kl / counted,
+        bounded_share=sums.bounded / counted,
+        clip_share=sums.clipped / counted,
+        kl=sums.kl / counted,
         logprobs=dict(zip(live, logprobs, strict=True)),
     )
 
 
 def _old_policy(
     members: Sequence[Trajectory], sampler: Tensor, current: Tensor, batch: MicroBatch, settings: AlgorithmSettings
-) -> tuple[Tensor, Tensor | None]:
-    """The old policy's log-probabilities (M,), and the weights (M,) that correct for a sampler that differs from it.
+) -> tuple[Tensor, Correction | None]:
+    """The old policy's log-probabilities (M,), and what corrects for a sampler that differs from it.
 
     `auto` is for whoever knows of another sampler to resolve; unresolved, this process is the sampler.
     """
@@ -185,13 +207,18 @@ class Measured(NamedTuple):
     """What a micro-batch adds to a step's statistics: 0-d tensors, detached. All are sums, but for `gap`."""
 
     loss: Tensor
-    entropy: Tensor
     counted: Tensor
     """Tokens of non-zero weight."""
-    bounded: Tensor
+    clipped: Tensor
+    """Tokens whose ratio was."""
     kl: Tensor
+    bounded: Tensor
+    """Tokens whose importance weight was."""
+    gaps: Tensor
+    """|trainer - sampler| log-probability, in nats."""
+    sampler_kl: Tensor
     gap: Tensor
-    """Largest |trainer - sampler| log-probability, in nats."""
+    """Largest of the gaps."""
 
     @classmethod
     def nothing(cls, device: torch.device) -> Measured:
@@ -203,10 +230,12 @@ class Sums(NamedTuple):
     """`Measured` over the whole batch: the same on all ranks."""
 
     loss: float
-    entropy: float
     counted: float
-    bounded: float
+    clipped: float
     kl: float
+    bounded: float
+    gaps: float
+    sampler_kl: float
     gap: float
 
 
@@ -248,8 +277,8 @@ def accumulate(
         return failed
 
     execution.within_memory(budget, attempt)
-    loss, entropy, counted, bounded, kl = execution.ranks.total(sums).tolist()
-    return Sums(loss, entropy, counted, bounded, kl, float(execution.ranks.largest(gap))), own
+    totals: list[float] = execution.ranks.total(sums).tolist()
+    return Sums._make([*totals, float(execution.ranks.largest(gap))]), own
 
 
 def _backward(

@@ -46,7 +46,7 @@ def test_figures_of_reward_models_are_documented(documented: set[str]) -> None:
 
 
 def test_what_updates_and_watchdog_log_is_documented(page: str, documented: set[str]) -> None:
-    statistics = UpdateStatistics(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1)
+    statistics = UpdateStatistics(0.0, 1.0, 1)
     assert set(update_metrics([statistics])) <= documented
     assert len(Watchdog(WatchdogSettings()).metrics()) == len(RULES)
     assert "watchdog/<rule>" in documented

@@ -23,7 +23,7 @@ from ponder.recipe import load_recipe
 from ponder.run import RunFolder
 from ponder.stages import fine_tune
 from ponder.store import datasets
-from ponder.training import trainer
+from ponder.training import execution, trainer
 from ponder.training.packing import Example
 from ponder.training.update import UpdateStatistics, supervised_step
 
@@ -100,7 +100,8 @@ def go(tmp_path: Path, data: str) -> Go:
             del stage["shape"]
         if "steps" in changes:
             stage.pop("epochs", None)
-        recipe = load_recipe({"name": "tiny", "threads": 1, "stages": {"student": stage}})
+        precision = {"precision": stage.pop("precision")} if "precision" in stage else {}
+        recipe = load_recipe({"name": "tiny", "threads": 1, "stages": {"student": stage}, **precision})
         run_pipeline(recipe, tmp_path / folder, quiet=True)
         return Done(tmp_path / folder)
 
@@ -352,3 +353,11 @@ def test_a_teacher_without_room_is_refused(go: Go) -> None:
 def test_a_new_student_needs_the_teachers_tokens(go: Go) -> None:
     with pytest.raises(UsageError, match=r"shape\.tokenizer"):
         go(on_policy=ON_POLICY, shape={**SHAPE, "tokenizer": None}, steps=1)
+
+
+def test_looking_for_the_loss_scale_is_no_fault(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step overflows and halves the scale."""
+    monkeypatch.setattr(execution, "_FIRST_SCALE", 2.0**60)
+    done = go(precision="fp16", steps=5)
+    assert done.values("grad/norm") == [None] * 5
+    assert done.state == "done"

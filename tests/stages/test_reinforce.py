@@ -31,7 +31,7 @@ from ponder.run import RunFolder
 from ponder.stages import reinforce
 from ponder.stages._feed import Asked, Asker
 from ponder.tasks.base import Problem, content_hash, split_of
-from ponder.training import trainer
+from ponder.training import execution, trainer
 from ponder.training.optimizer import Optimizer
 from ponder.verifiers.base import Verdict
 
@@ -337,6 +337,16 @@ def test_three_in_a_row_go_back_to_the_last_good_state(go: Go, monkeypatch: pyte
     assert same_weights(done.weights, clean.weights)
     assert timeless(done.lines) == timeless(clean.lines)
     assert done.rollouts() == clean.rollouts()
+
+
+def test_looking_for_the_loss_scale_is_no_fault(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step overflows and halves the scale: the run neither goes back nor is refused."""
+    monkeypatch.setattr(execution, "_FIRST_SCALE", 2.0**60)
+    recipe = make_recipe(model_folder, **LIVELY).model_copy(update={"precision": "fp16"})
+    run_pipeline(recipe, tmp_path / "run", quiet=True)
+    assert Done(tmp_path / "run").series("grad/skipped_updates") == [1] * 6
 
 
 def test_what_going_back_does_not_mend_is_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:

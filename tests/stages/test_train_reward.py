@@ -24,7 +24,7 @@ from ponder.recipe import EndpointSettings, load_recipe
 from ponder.run import RunFolder
 from ponder.stages import train_reward
 from ponder.store.datasets import PreferencePair, read_card, read_rows
-from ponder.training import trainer
+from ponder.training import execution, trainer
 from ponder.training.optimizer import Optimizer
 from ponder.training.reward_update import RewardStatistics
 
@@ -375,3 +375,12 @@ def test_three_updates_that_are_not_finite_are_refused(go: Go, monkeypatch: pyte
     monkeypatch.setattr(Optimizer, "step", lambda self, loss: None)
     with pytest.raises(RefusedError, match=r"lower optimizer\.lr"):
         go()
+def test_looking_for_the_loss_scale_is_no_fault(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first steps overflow, one after the other, and each halves the scale."""
+    monkeypatch.setattr(execution, "_FIRST_SCALE", 2.0**24)
+    done = go(recipe={"precision": "fp16"}, epochs=4)
+    norms = [line["grad/norm"] for line in done.lines if "grad/norm" in line]
+    assert norms[:4] == [None] * 4
+    assert norms[-1] is not None
+
+

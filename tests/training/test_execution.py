@@ -141,6 +141,8 @@ def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         step(model, optimizer, trajectories, AlgorithmSettings())
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"))
     assert not is_out_of_memory(ValueError("no"))
 
 
@@ -185,16 +187,31 @@ def test_log_probabilities_are_fp32_in_half_precision() -> None:
 def test_the_loss_scale_halves_at_an_overflow_and_grows_again() -> None:
     scale = LossScale(fp16=True)
     first = scale.value
-    scale.observe(finite=False)
-    assert scale.value == first / 2
+    assert first == 2.0**16
+    scale.observe(loss=True, gradients=False)
+    assert (scale.value, scale.lowered) == (first / 2, True)
     for _ in range(999):
-        scale.observe(finite=True)
-    assert scale.value == first / 2
-    scale.observe(finite=True)
+        scale.observe(loss=True, gradients=True)
+    assert (scale.value, scale.lowered) == (first / 2, False)
+    scale.observe(loss=True, gradients=True)
     assert scale.value == first
     unscaled = LossScale(fp16=False)
-    unscaled.observe(finite=False)
-    assert unscaled.value == 1
+    unscaled.observe(loss=True, gradients=False)
+    assert (unscaled.value, unscaled.lowered) == (1, False)
+
+
+def test_the_loss_scale_is_no_excuse_at_its_floor_nor_for_a_loss_that_is_not_finite() -> None:
+    scale = LossScale(fp16=True)
+    excused = 0
+    while True:
+        scale.observe(loss=True, gradients=False)
+        if not scale.lowered:
+            break
+        excused += 1
+    assert (scale.value, excused) == (1, 16)
+    scale.value = 8.0
+    scale.observe(loss=False, gradients=False)
+    assert (scale.value, scale.lowered) == (8, False)
 
 
 def test_an_overflow_costs_a_step_and_nothing_else() -> None:
@@ -205,13 +222,13 @@ def test_an_overflow_costs_a_step_and_nothing_else() -> None:
     optimizer.execution.scale.value = 2.0**32
     before = flat_weights(model)
     skipped = step(model, optimizer, trajectories, AlgorithmSettings())
-    assert not skipped.finite
+    assert (skipped.grad_norm, skipped.overflow, skipped.finite) == (None, True, True)
     assert torch.equal(flat_weights(model), before)
     assert optimizer.execution.scale.value == 2.0**31
     assert not optimizer.moments()
     for _ in range(25):
         result = step(model, optimizer, trajectories, AlgorithmSettings())
-        if result.finite:
+        if not result.overflow:
             break
     plain = make_decoder(double=False)
     expected = step(plain, Optimizer(plain, OptimizerSettings(lr=1e-3), 30), trajectories, AlgorithmSettings())
@@ -303,5 +320,5 @@ def test_an_update_stays_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_is_measured_as_zeros() -> None:
-    assert [float(x) for x in Measured.nothing(torch.device("cpu"))] == [0.0] * 6
+    assert [float(x) for x in Measured.nothing(torch.device("cpu"))] == [0.0] * len(Measured._fields)
     assert rotation_table(make_decoder(double=False).config).device.type == "cpu"

@@ -254,6 +254,20 @@ def test_half_precision_is_the_same_on_ranks(ranks: RankPool, precision: Any) ->
     assert halves[0][0][0].grad_norm == pytest.approx(halves[1][0][0].grad_norm, rel=2e-3)
 
 
+def overflowed(rank: int, size: int, sharding: Sharding, of: TrainerSettings) -> Any:
+    trainer = make_trainer(rank, size, sharding, of)
+    trainer.optimizer.execution.scale.value = 2.0**40
+    trajectories = make_trajectories(make_decoder(double=False))
+    updates = trainer.policy_updates([trajectories] * 3)
+    return [(one.grad_norm, one.overflow, one.finite) for one in updates], trainer.optimizer.execution.scale.value
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_ranks_lower_the_loss_scale_together(ranks: RankPool, sharding: Sharding) -> None:
+    found = ranks.run(2, overflowed, sharding, settings(precision="fp16"))
+    assert found[0] == found[1] == ([(None, True, True)] * 3, 2.0**37)
+
+
 def test_activations_computed_again_change_nothing_on_ranks(ranks: RankPool) -> None:
     ends = [
         ranks.run(2, trained_in, "fsdp2", settings(activation_checkpointing=enabled))[0][1] for enabled in (False, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -255,6 +256,14 @@ def test_a_step_without_any_gradient_moves_nothing() -> None:
     assert torch.equal(flat_weights(model), before)
 
 
+def test_the_schedule_goes_on_over_a_step_without_any_gradient() -> None:
+    model = make_decoder()
+    optimizer = Optimizer(model, OptimizerSettings(lr=0.1, warmup_steps=4), 10)
+    dead = [dataclasses.replace(t, advantage=0.0) for t in make_trajectories(model)]
+    step(model, optimizer, dead, AlgorithmSettings())
+    assert optimizer.lr == pytest.approx(0.05)  # of the second of four steps
+
+
 def test_statistics_on_and_off_policy() -> None:
     model = make_decoder()
     on_policy = step(model, GradientCatcher(model), make_trajectories(model, gap=0.0), AlgorithmSettings())
@@ -266,9 +275,34 @@ def test_statistics_on_and_off_policy() -> None:
     with_kl = AlgorithmSettings.model_validate({"kl": {"beta": 0.1}, "entropy_bonus": 0.1})
     other = step(model, GradientCatcher(model), make_trajectories(model), with_kl, reference=make_decoder(seed=1))
     assert other.kl > 0.05
-    assert 0.5 < other.entropy < 3.2  # log 23 = 3.14 at most
     same = step(model, GradientCatcher(model), make_trajectories(model), with_kl, reference=copy.deepcopy(model))
     assert same.kl == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("budget", [1, 100_000])
+def test_how_the_sampler_differs_is_measured_by_the_token(budget: int) -> None:
+    """Trainer / sampler is 2 at the first token, 1/4 at the second and 1 at the others."""
+    model = make_decoder()
+    examples = [Example((1, 2), (3, 4)), Example((5,), (6, 7, 8))]
+    ratios = [[2.0, 0.25], [1.0, 1.0, 1.0]]
+    trajectories = []
+    for example, wanted in zip(examples, ratios, strict=True):
+        with torch.no_grad():
+            now = chosen(reply_log_p(model, example, TEMPERATURE), example)
+        trajectories.append(Trajectory(example, (now - torch.tensor(wanted).double().log()).tolist(), 1.0))
+    truncated = AlgorithmSettings.model_validate({"importance": {"mode": "token_truncate", "cap": 1.5}})
+    masked = AlgorithmSettings.model_validate({"importance": {"mode": "sequence_mask", "cap": 2.0, "floor": 0.6}})
+    result = step(model, GradientCatcher(model), trajectories, truncated, budget)
+    assert result.logprob_gap == pytest.approx(math.log(4))
+    assert result.logprob_gap_mean == pytest.approx((math.log(2) + math.log(4)) / 5)
+    # r - log r - 1
+    assert result.sampler_kl == pytest.approx((2 - math.log(2) - 1 + 0.25 + math.log(4) - 1) / 5)
+    assert result.bounded_share == pytest.approx(1 / 5)
+    other = step(model, GradientCatcher(model), trajectories, masked, budget)
+    assert other.bounded_share == pytest.approx(2 / 5)
+    plain = step(model, GradientCatcher(model), trajectories, AlgorithmSettings(), budget)
+    assert plain.bounded_share == 0
+    assert plain.sampler_kl == other.sampler_kl == result.sampler_kl
 
 
 def test_the_engines_rollouts_are_on_policy() -> None:

@@ -76,7 +76,7 @@ def known_run(folder: Path, state: str = "done") -> RunFolder:
 def aged_run(folder: Path) -> RunFolder:
     """The known run, and what asynchronous training adds: a rollout over versions of 3, 5 and more tokens."""
     run = known_run(folder)
-    asynchronous = {"policy/logprob_gap": 0.25, "policy/staleness": 1.5, "time/wait": 3.0}
+    asynchronous = {"policy/logprob_gap": 0.25, "policy/sampler_kl": 0.01, "policy/staleness": 1.5, "time/wait": 3.0}
     with closing(MetricsLog(run.metrics_path, "zero")) as log:
         log.write(LAST_STEP + 1, asynchronous)
     with closing(RolloutWriter(run.rollouts_path, "zero")) as writer:
