@@ -193,8 +193,8 @@ class ImportanceSettings(Settings):
     """Correction for a sampler whose probabilities differ from the trainer's."""
 
     mode: Literal["auto", "none", "token_truncate", "sequence_truncate", "token_mask", "sequence_mask"] = "auto"
-    """Truncate [TIS] or mask the weights pi_train / pi_sampler, a token or a sequence at a time. `auto` truncates by
-    token wherever the sampler is not the trainer, and does nothing where one process is both."""
+    """Truncate [TIS] or mask the weights pi_train / pi_sampler, a token or a sequence at a time. `auto` truncates where
+    the two differ, by sequence where the ratio is a sequence's, else by token; it does nothing in one fp32 process."""
     cap: float = Field(2.0, gt=0)
     """Upper bound of the weight."""
     floor: float = Field(0.5, ge=0)
@@ -228,6 +228,13 @@ class AlgorithmSettings(Settings):
     """Linear penalty from 0 to -1 over the last so many tokens before max_tokens [DAPO Eq. 13]; 0 is off."""
     dynamic_sampling_retries: int = Field(0, ge=0)
     """Draw new prompts in place of groups without variance, at most so many times a step [DAPO]; 0 is off."""
+
+    @property
+    def ratio_level(self) -> Literal["token", "sequence"]:
+        """What the loss takes the ratio of: `ratio` for grpo; gspo's is a sequence's, cispo's a token's."""
+        if self.loss == "grpo":
+            return self.ratio
+        return "sequence" if self.loss == "gspo" else "token"
 
 
 class LoraSettings(Settings):

@@ -52,7 +52,8 @@ class Workload:
 def workload(recipe: Recipe, name: str, assumptions: Assumptions, another_engine: bool = False) -> Workload | None:
     """The work of a stage; None for one that runs no model (data that are only read or generated).
 
-    With `another_engine` the trainer scores what it learns from once itself, for the importance correction.
+    With `another_engine`, and in half precision, the trainer scores what it learns from once itself, for the importance
+    correction.
     Raises `UsageError` for a model whose shape is not known.
     """
     stage = recipe.stages[name]
@@ -97,7 +98,7 @@ def _reinforce(recipe: Recipe, name: str, stage: ReinforceStage, a: Assumptions,
         references=(shape,) if stage.algorithm.kl.beta > 0 else (),
         judges=tuple(_judge(recipe, name, stage, model) for model in stage.reward_models),
         updates=stage.updates_per_step,
-        own_scores=int(another_engine if mode == "auto" else mode != "none"),
+        own_scores=int(another_engine or recipe.precision != "fp32" if mode == "auto" else mode != "none"),
     )
     evaluation = stage.evaluation
     held_out = _rollouts(recipe, evaluation.problems, evaluation.samples, evaluation.sampling or stage.sampling, a)

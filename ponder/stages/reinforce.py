@@ -453,8 +453,14 @@ def _keep_ratios(groups: Sequence[Group], update: UpdateStatistics) -> None:
 
 
 def resolve_algorithm(algorithm: AlgorithmSettings, recipe: Recipe) -> AlgorithmSettings:
-    """The algorithm with `importance.mode` decided: truncated by token wherever the sampler is not the trainer."""
+    """The algorithm with `importance.mode` decided: truncated where sampler and trainer differ, as the ratio is taken.
+
+    They differ on a cluster, and in one process in half precision: decoding with a cache and a packed pass round apart.
+    """
     if algorithm.importance.mode != "auto":
         return algorithm
-    mode = "none" if recipe.cluster.kind == "local" else "token_truncate"
+    if recipe.cluster.kind == "local" and recipe.precision == "fp32":
+        mode = "none"
+    else:
+        mode = "sequence_truncate" if algorithm.ratio_level == "sequence" else "token_truncate"
     return algorithm.model_copy(update={"importance": algorithm.importance.model_copy(update={"mode": mode})})

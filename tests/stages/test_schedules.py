@@ -405,6 +405,14 @@ def test_the_correction_is_on_wherever_the_sampler_is_not_the_trainer(model_fold
     algorithm = AlgorithmSettings()
     assert resolve_algorithm(algorithm, local).importance.mode == "none"
     assert resolve_algorithm(algorithm, ray).importance.mode == "token_truncate"
+    for precision in ("bf16", "fp16"):
+        half = local.model_copy(update={"precision": precision})
+        assert resolve_algorithm(algorithm, half).importance.mode == "token_truncate"
+    for of_sequences in (AlgorithmSettings(loss="gspo"), AlgorithmSettings(ratio="sequence")):
+        assert resolve_algorithm(of_sequences, ray).importance.mode == "sequence_truncate"
+        assert resolve_algorithm(of_sequences, local).importance.mode == "none"
+    cispo = AlgorithmSettings(loss="cispo", ratio="sequence")  # whose ratio is a token's all the same
+    assert resolve_algorithm(cispo, ray).importance.mode == "token_truncate"
     chosen = AlgorithmSettings(importance=ImportanceSettings(mode="sequence_mask"))
     assert resolve_algorithm(chosen, ray) == resolve_algorithm(chosen, local) == chosen
 
