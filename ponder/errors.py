@@ -29,6 +29,13 @@ class BrokenInputError(PonderError):
     exit_code = 4
 
 
+class DamagedCheckpointError(BrokenInputError):
+    """A file of a checkpoint is not what was written: torn, changed or gone. Exit code 4.
+
+    A stage goes back to the checkpoint before, where that is whole.
+    """
+
+
 class InterruptedRunError(PonderError):
     """The run was stopped, and the same command goes on where it was. Exit code 5."""
 

@@ -40,8 +40,8 @@ _SMI = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free"
 _RAY_PROCESS_BYTES = GIB // 2
 _COPIES_TRAINED = 4
 """Weights, gradients and two moments."""
-_COPIES_ON_DISK = 7
-"""The model a stage leaves; a checkpoint of weights and two moments; and the next one, before it takes its place."""
+_COPIES_ON_DISK = 10
+"""The model a stage leaves; two checkpoints of weights and two moments; and the next one, before the older one goes."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from ponder.stages._recovery import despite_lost_ranks
 from ponder.store import datasets
 from ponder.tasks import ProblemStream
 from ponder.tasks.base import Problem
-from ponder.training.checkpoint import load_state, save_state
+from ponder.training.checkpoint import Checkpoints
 from ponder.training.distill import distill_step
 from ponder.training.packing import Example
 from ponder.training.supervised import (
@@ -133,6 +133,7 @@ class FineTuning:
         self.stage = stage
         self.context = context
         self.engines = engines
+        self.checkpoints = Checkpoints(context.state_dir, context.reporter.warn)
         data = _open_data(stage, context)
         self.model = _start(stage, data, context)
         self.lesson = _lesson(stage, context, self.model, data)
@@ -213,19 +214,13 @@ class FineTuning:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        state = {
-            "trainer": self.trainer.save_state(self.context.state_dir, f"trainer-{self.step}"),
-            "step": self.step,
-            "cursor": self.cursor,
-        }
-        save_state(self.context.state_dir, state)
+        self.checkpoints.save(self.trainer, {"step": self.step, "cursor": self.cursor})
 
     def _resume(self) -> bool:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
-        state = load_state(self.context.state_dir)
+        state = self.checkpoints.load(self.trainer)
         self.step, self.cursor = 0, 0
         if state is not None:
-            self.trainer.load_state(self.context.state_dir, state["trainer"])
             self.step, self.cursor = state["step"], state["cursor"]
         last = self.step if state is not None else -1
         self.context.metrics.rewind(last)

@@ -43,7 +43,7 @@ from ponder.stages._groups import Group, rollout_metrics, update_metrics
 from ponder.stages.watchdog import GroupStatistics, HackingAlarm, NonFiniteGuard, Watchdog, preflight
 from ponder.tasks import held_out
 from ponder.tasks.base import content_hash
-from ponder.training.checkpoint import load_state, save_state
+from ponder.training.checkpoint import Checkpoints
 from ponder.training.packing import Example
 from ponder.training.trainer import TrainerSettings
 from ponder.training.update import Trajectory, UpdateStatistics
@@ -73,6 +73,7 @@ class Reinforcement:
         stack.callback(self.backend.close)
         self.trainer = self.backend.trainer
         self.engine = self.backend.engine
+        self.checkpoints = Checkpoints(context.state_dir, context.reporter.warn)
         self.asker = Asker(stage, context, self.tokenizer)
         self.feed = self._open_feed()
         self.reward_models = self._load_reward_models()
@@ -381,18 +382,16 @@ class Reinforcement:
             "step": self.step,
             "elapsed": self.elapsed,
             "feed": self.feed.state(),
-            "trainer": self.trainer.save_state(self.context.state_dir, f"trainer-{self.step}"),
             "watchdog": self.watchdog.state_dict(),
             "hacking": self.hacking.state_dict(),
         }
-        save_state(self.context.state_dir, state)
+        self.checkpoints.save(self.trainer, state)
 
     def _resume(self) -> bool:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
-        state = load_state(self.context.state_dir)
+        state = self.checkpoints.load(self.trainer)
         if state is not None:
             self.step, self.elapsed = state["step"], state["elapsed"]
-            self.trainer.load_state(self.context.state_dir, state["trainer"])
             self.feed.load_state(state["feed"])
             self.watchdog.load_state_dict(state["watchdog"])
             self.hacking.load_state_dict(state["hacking"])
@@ -404,7 +403,7 @@ class Reinforcement:
     def _recover(self, error: LostWorkersError) -> None:
         """Start lost workers anew, or give up where that has happened too often."""
         self.recoveries += 1
-        if self.recoveries > self.context.recipe.cluster.max_restarts or load_state(self.context.state_dir) is None:
+        if self.recoveries > self.context.recipe.cluster.max_restarts or not self.checkpoints.exist:
             raise InterruptedRunError(str(error)) from error
         self.context.reporter.warn(f"{error}; back to the last checkpoint ({self.recoveries})")
         self.backend.recover()

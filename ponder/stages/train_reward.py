@@ -53,7 +53,7 @@ from ponder.run import StageContext
 from ponder.stages._recovery import despite_lost_ranks
 from ponder.store.datasets import LabelledReply, PreferencePair, write_rows
 from ponder.store.files import atomic_write, atomic_write_json, make_folder, read_json
-from ponder.training.checkpoint import load_state, save_state
+from ponder.training.checkpoint import Checkpoints
 from ponder.training.reward_update import RewardExample
 from ponder.training.supervised import part_padding_from_end
 from ponder.training.trainer import TrainerSettings
@@ -95,6 +95,7 @@ class RewardTraining:
     def __init__(self, stage: TrainRewardStage, context: StageContext) -> None:
         self.stage = stage
         self.context = context
+        self.checkpoints = Checkpoints(context.state_dir, context.reporter.warn)
         base = load_model(context.model_source(stage.model))
         part_padding_from_end(base)
         self.model = RewardModel.on(base, context.seed, kind=stage.kind, score=stage.score, template=stage.template)
@@ -289,23 +290,23 @@ class RewardTraining:
 
     def _checkpoint(self) -> None:
         state = {
-            "trainer": self.trainer.save_state(self.context.state_dir, f"trainer-{self.step}"),
             "step": self.step,
             "skipped": self.skipped,
             "norm": dataclasses.asdict(self.model.norm),
             "figures": dict(self.model.figures),
         }
-        save_state(self.context.state_dir, state)
+        self.checkpoints.save(self.trainer, state)
 
     def _resume(self) -> None:
         """Go back to the last checkpoint, if there is one; what was logged after it is dropped and done again."""
-        state = load_state(self.context.state_dir)
+        state = self.checkpoints.load(self.trainer)
         self.step, self.skipped = 0, 0
         if state is not None:
-            self.trainer.load_state(self.context.state_dir, state["trainer"])
             self.step, self.skipped = state["step"], state["skipped"]
             self.model.norm, self.model.figures = Norm(**state["norm"]), state["figures"]
         self.context.metrics.rewind(self.step if state is not None else -1)
+        if self.step < self.steps:
+            self.context.evaluations.rewind(-1)  # they are of the last step
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ponder.errors import BrokenInputError
 
@@ -82,14 +82,25 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
     Raises `BrokenInputError` when the disk refuses, or there is no such folder; the old file is then untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends without an error, as `atomic_write` does.
+
+    Where `before` is given, what was at `path` goes there; a kill between the two renames leaves nothing at `path`.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with disk_errors(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if before is not None and path.exists():
+                os.replace(path, before)
             os.replace(temporary, path)
         except FileNotFoundError as error:
             raise BrokenInputError(f"cannot write {path}: there is no folder {path.parent}") from error

@@ -26,7 +26,6 @@ from ponder.training.sharded_checkpoint import (
     check_parts,
     empty_state,
     read_parts,
-    remove_others,
     state_shards,
     write_part,
 )
@@ -62,8 +61,6 @@ class RankLearner:
         self.optimizer = Optimizer(self.model, settings.optimizer, settings.total_steps, self.execution)
         self.version = 0
         """See `Trainer`."""
-        self._kept: str | None = None
-        """The checkpoint that the caller's state file may still name."""
 
     @property
     def lr(self) -> float:
@@ -77,10 +74,9 @@ class RankLearner:
     def save_state(self, folder: Path, name: str) -> dict[str, Any]:
         """See `Learner`. Each rank writes its part into `folder / name`, which all of them must reach.
 
-        What was saved before stays until the next time, since until the caller has written the result down it is what
-        there is to go back to. Raises `BrokenInputError`, on all ranks, when the disk refuses on one.
+        Raises `BrokenInputError`, on all ranks, when the disk refuses on one.
         """
-        target = folder / (name if name != self._kept else f"{name}-again")
+        target = folder / name
         self.ranks.together(lambda: self._clear_for(target))
         moments, numbers = state_shards(self.optimizer.moments(), self.ranks)
         shards = self._weight_shards() | moments
@@ -89,11 +85,8 @@ class RankLearner:
         except BrokenInputError:
             self._clear_for(target)
             raise
-        keep = [target.name] if self._kept is None else [target.name, self._kept]
-        self.ranks.together(lambda: remove_others(folder, keep) if self.ranks.rank == 0 else None)
-        self._kept = target.name
         return {
-            "folder": target.name,
+            "folder": name,
             "parts": parts,
             "moments": list(moments),
             "numbers": numbers,
@@ -109,7 +102,7 @@ class RankLearner:
                 shutil.rmtree(target)
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
-        """See `Learner`: of any number of ranks and either sharding. Raises `BrokenInputError` on all ranks alike."""
+        """See `Learner`: of any number of ranks and either sharding. Raises on all ranks alike."""
         source, parts = folder / state["folder"], state["parts"]
         self.ranks.together(lambda: check_parts(source, parts, self.ranks))
         moments = empty_state(self.optimizer.named, state["moments"], state["numbers"])
@@ -118,7 +111,7 @@ class RankLearner:
         self.optimizer.load_moments(moments)
         self.optimizer.step_count = state["step_count"]
         self.execution.load_state_dict(state["execution"])
-        self.version, self._kept = state["version"], state["folder"]
+        self.version = state["version"]
 
     def _weight_shards(self) -> dict[str, Shard]:
         """This rank's part of what a checkpoint holds of the weights: what learns."""

@@ -3,7 +3,7 @@
 A part is one safetensors file with some rows of every tensor, so nothing is ever unpickled (PyTorch's distributed
 checkpoints pickle their metadata); its header says which rows of how large a tensor they are. A reader takes the rows
 that it needs from whichever parts hold them. The caller keeps the list of parts with their checksums, in a file of its
-own that is replaced at once: a checkpoint counts only when it stands there, and until then the one before does.
+own that is replaced at once: a checkpoint counts only when it stands there (`ponder.training.checkpoint`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ponder.errors import BrokenInputError
+from ponder.errors import BrokenInputError, DamagedCheckpointError
 from ponder.store.files import disk_errors, make_folder, sync_folder
 from ponder.training.execution import Ranks
 from ponder.training.sharding import Shard
+from ponder.training.state_file import reading
 
 _PARTS = "part-*-of-*.safetensors"
 _DIGEST_BYTES = 16
@@ -57,19 +58,19 @@ def write_part(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> dict[
 
 
 def read_parts(folder: Path, parts: Sequence[Mapping[str, str]], wanted: Mapping[str, Shard]) -> None:
-    """Fill the `wanted` shards from the parts in `folder`. Raises `BrokenInputError` when they do not hold all rows."""
+    """Fill the `wanted` shards from the parts in `folder`. Raises `DamagedCheckpointError` when they lack rows."""
     missing = {name: len(shard.local) for name, shard in wanted.items()}
     for part in parts:
         path = folder / part["file"]
         try:
-            with disk_errors(path, "read"), safe_open(path, framework="pt") as file:
+            with reading(path), safe_open(path, framework="pt") as file:
                 rows = json.loads((file.metadata() or {})["rows"])
                 for name in set(file.keys()) & wanted.keys():
                     missing[name] -= _copy_rows(file.get_slice(name), rows[name], wanted[name])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise BrokenInputError(_damaged(folder)) from error
+            raise DamagedCheckpointError(f"{path} is damaged") from error
     if any(missing.values()):
-        raise BrokenInputError(_damaged(folder))
+        raise DamagedCheckpointError(f"{folder} is incomplete")
 
 
 def _copy_rows(source: Any, place: Mapping[str, Any], wanted: Shard) -> int:
@@ -89,12 +90,14 @@ def _copy_rows(source: Any, place: Mapping[str, Any], wanted: Shard) -> int:
 
 
 def check_parts(folder: Path, parts: Sequence[Mapping[str, str]], ranks: Ranks) -> None:
-    """Compare checksums; each rank takes its share of the parts. Raises `BrokenInputError` where one is broken."""
+    """Compare checksums; each rank takes its share of the parts. Raises `DamagedCheckpointError` for a broken one."""
     for part in parts[ranks.rank :: ranks.size]:
         path = folder / part["file"]
-        with disk_errors(path, "read"):
-            if Path(part["file"]).name != part["file"] or not path.is_file() or _digest(path) != part["digest"]:
-                raise BrokenInputError(_damaged(folder))
+        with reading(path):
+            if Path(part["file"]).name != part["file"] or not path.is_file():
+                raise DamagedCheckpointError(f"{path} is missing")
+            if _digest(path) != part["digest"]:
+                raise DamagedCheckpointError(f"{path} is damaged")
 
 
 def remove_others(folder: Path, keep: Sequence[str]) -> None:
@@ -102,10 +105,6 @@ def remove_others(folder: Path, keep: Sequence[str]) -> None:
     for other in folder.iterdir() if folder.is_dir() else ():
         if other.is_dir() and other.name not in keep and any(other.glob(_PARTS)):
             shutil.rmtree(other, ignore_errors=True)
-
-
-def _damaged(folder: Path) -> str:
-    return f"the checkpoint {folder} is damaged or incomplete: start the stage again with --fresh"
 
 
 def _digest(path: Path) -> str:

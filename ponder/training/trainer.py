@@ -61,11 +61,12 @@ class Learner(Protocol):
 
     def save_state(self, folder: Path, name: str) -> dict[str, Any]:
         """What an exact resume needs: tensors and plain values for the caller's own state file. A trainer that keeps
-        its part in files of its own puts them into `folder / name` and returns what it needs to find them."""
+        its part in files of its own puts them into `folder / name`, in place of what is there, and returns what it
+        needs to find them, with `name` as `folder`: whoever asked removes them when they are not wanted any more."""
         ...
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
-        """Go back to what `save_state` returned. Raises `BrokenInputError` when a file is damaged or missing."""
+        """Go back to what `save_state` returned. Raises `DamagedCheckpointError` for a damaged or missing file."""
         ...
 
     def restart(self) -> None:

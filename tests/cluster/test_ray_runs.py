@@ -153,20 +153,42 @@ def test_a_run_that_loses_processes_ends_bit_for_bit_as_the_unbroken_one(
     assert_same_run(run("broken"), unbroken)
 
 
-def test_a_run_goes_on_with_other_numbers_of_workers_and_ranks(
-    run: Run, unbroken: Done, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in step 4; nothing is done twice, and what is learnt differs by rounding only."""
+def stop_in_step_4(run: Run, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Reinforcement._watch
 
     def stop(self: Reinforcement, groups: Any) -> None:
         original(self, groups)
         self.context.stop.made = self.step == 4
 
-    monkeypatch.setattr(Reinforcement, "_watch", stop)
-    with pytest.raises(InterruptedRunError):
-        run("other")
-    monkeypatch.setattr(Reinforcement, "_watch", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(Reinforcement, "_watch", stop)
+        with pytest.raises(InterruptedRunError):
+            run(folder)
+
+
+def test_a_damaged_part_of_a_checkpoint_costs_the_steps_behind_the_one_before(
+    run: Run, unbroken: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bit of what the second rank wrote in step 4; the checkpoint of step 3 has all that a step depends on."""
+    stop_in_step_4(run, "damaged", monkeypatch)
+    state = tmp_path / "damaged" / "stages" / "zero" / "state"
+    assert {path.name for path in state.iterdir() if path.is_dir()} == {"trainer-3", "trainer-4"}
+    part = state / "trainer-4" / "part-00001-of-00002.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    done = run("damaged")
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{part.name} is damaged: the stage goes back to the checkpoint before it, and on from step 3" in told
+    assert_same_run(done, unbroken)
+    assert {path.name for path in state.iterdir() if path.is_dir()} == {"trainer-3", "trainer-6"}
+
+
+def test_a_run_goes_on_with_other_numbers_of_workers_and_ranks(
+    run: Run, unbroken: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in step 4; nothing is done twice, and what is learnt differs by rounding only."""
+    stop_in_step_4(run, "other", monkeypatch)
     done = run("other", rollout={"workers": 1}, trainer={"ranks": 1, "sharding": "ddp"})
     assert_whole(done)
     assert [line["step"] for line in done.training] == list(range(1, STEPS + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tear_checkpoint
 from torch import Tensor
 
 from ponder.errors import InterruptedRunError, RefusedError, UsageError
@@ -205,6 +207,29 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
         left.pop(0)
     broken = go("broken")
     assert whole.weights.keys() == broken.weights.keys()
+    assert all(torch.equal(weight, broken.weights[name]) for name, weight in whole.weights.items())
+    assert broken.timeless() == whole.timeless()
+
+
+@pytest.mark.parametrize(("stop", "step"), [(5, "step 2"), (3, "its beginning")])
+def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(
+    stop: int, step: str, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = go("whole")
+    original, calls = trainer.supervised_step, itertools.count(1)
+
+    def update(*args: Any, **kwargs: Any) -> UpdateStatistics:
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "supervised_step", update)
+    with pytest.raises(InterruptedRunError):
+        go("broken")
+    tear_checkpoint(tmp_path / "broken")
+    broken = go("broken")
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"state.pt is damaged: the stage goes back to the checkpoint before it, and on from {step}" in told
     assert all(torch.equal(weight, broken.weights[name]) for name, weight in whole.weights.items())
     assert broken.timeless() == whole.timeless()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tear_checkpoint
 from torch import Tensor
 
 from ponder.errors import InterruptedRunError, RefusedError, UsageError
@@ -335,6 +336,22 @@ def test_an_interrupted_distillation_ends_bit_for_bit_as_the_unbroken_one(
     broken = go("broken", on_policy=ON_POLICY, steps=5, checkpoint_every=2)
     assert all(torch.equal(weight, broken.weights[name]) for name, weight in whole.weights.items())
     assert broken.timeless() == whole.timeless()
+
+
+def test_a_damaged_checkpoint_of_a_distillation_takes_its_rollouts_back_with_it(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"on_policy": ON_POLICY, "steps": 5, "checkpoint_every": 2}
+    whole = go("whole", **settings)
+    interrupt(monkeypatch, "distill_step", [5])
+    with pytest.raises(InterruptedRunError):
+        go("broken", **settings)
+    tear_checkpoint(tmp_path / "broken")
+    broken = go("broken", **settings)
+    assert all(torch.equal(weight, broken.weights[name]) for name, weight in whole.weights.items())
+    assert broken.timeless() == whole.timeless()
+    rows = [list(done.run.rollouts().iter_rollouts("student", tokens=True)) for done in (whole, broken)]
+    assert rows[0] == rows[1]
 
 
 def test_a_teacher_with_other_tokens_is_refused(go: Go) -> None:

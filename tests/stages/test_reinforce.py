@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import Done, Go, make_recipe, same_weights, timeless
+from tiny_runs import Done, Go, make_recipe, same_weights, tear_checkpoint, timeless
 from torch import Tensor
 
 from ponder.cluster import backend
@@ -553,6 +553,32 @@ def kill_again_and_again(model_folder: Path, tmp_path: Path, runs: int) -> None:
 @pytest.mark.timeout(2000)
 def test_a_killed_run_ends_bit_for_bit_as_the_unbroken_one(model_folder: Path, tmp_path: Path) -> None:
     kill_again_and_again(model_folder, tmp_path, runs=5)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after step 5, which saves it; that is torn, and the one of step 4 has all that a step depends on."""
+    whole = go("whole", **STATEFUL)
+    update = reinforce.Reinforcement._update
+
+    def stop(self: reinforce.Reinforcement, groups: Any) -> Any:
+        self.context.stop.made = self.step == 4
+        return update(self, groups)
+
+    monkeypatch.setattr(reinforce.Reinforcement, "_update", stop)
+    with pytest.raises(InterruptedRunError):
+        go("broken", **STATEFUL)
+    monkeypatch.setattr(reinforce.Reinforcement, "_update", update)
+    assert len(RunFolder(tmp_path / "broken").metrics("zero")) == 5 + 3  # evaluated at 0, 2 and 4
+    tear_checkpoint(tmp_path / "broken")
+    broken = go("broken", **STATEFUL)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "state.pt is damaged: the stage goes back to the checkpoint before it, and on from step 4" in told
+    assert same_weights(broken.weights, whole.weights)
+    assert timeless(broken.lines) == timeless(whole.lines)
+    for split in ("train", "test"):
+        assert broken.rollouts(split) == whole.rollouts(split)
 
 
 @pytest.mark.slow

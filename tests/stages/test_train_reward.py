@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import tear_checkpoint
 
 from ponder.curation.endpoint import Messages, Progress
 from ponder.errors import BrokenInputError, InterruptedRunError, LostWorkersError, PonderError, RefusedError, UsageError
@@ -223,6 +225,41 @@ def test_an_interrupted_stage_ends_bit_for_bit_as_the_unbroken_one(
     assert all((models[0] / name).read_bytes() == (models[1] / name).read_bytes() for name in names)
 
 
+@pytest.mark.parametrize(("stop", "step"), [(8, "step 6"), (4, "its beginning")])
+def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(
+    stop: int,
+    step: str,
+    go: Go,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the last step, with which everything held out is measured again, or of the first."""
+    whole = go()
+    original, save, calls = trainer.reward_step, train_reward.save_reward_model, itertools.count(1)
+
+    def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(trainer, "reward_step", stopping(original))
+    monkeypatch.setattr(train_reward, "save_reward_model", stopping(save))
+    with pytest.raises(InterruptedRunError):
+        go(folder="broken")
+    tear_checkpoint(tmp_path / "broken")
+    broken = go(folder="broken")
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"state.pt is damaged: the stage goes back to the checkpoint before it, and on from {step}" in told
+    assert broken.timeless() == whole.timeless()
+    assert broken.run.evaluations() == whole.run.evaluations()
+    models = [done.folder / "stages" / "rm" / "model" for done in (whole, broken)]
+    assert all((models[0] / path.name).read_bytes() == path.read_bytes() for path in models[1].iterdir())
+
+
 def test_frozen_layers_keep_their_weights(go: Go, base: str) -> None:
     before, after = load_model(base).decoder.state_dict(), go(frozen_layers=1).load().decoder.state_dict()
     assert after.pop("head.weight").shape == (1, 16)
@@ -371,10 +408,6 @@ def test_scores_that_are_all_alike_are_refused(go: Go, monkeypatch: pytest.Monke
         go()
 
 
-def test_three_updates_that_are_not_finite_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Optimizer, "step", lambda self, loss: None)
-    with pytest.raises(RefusedError, match=r"lower optimizer\.lr"):
-        go()
 def test_looking_for_the_loss_scale_is_no_fault(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first steps overflow, one after the other, and each halves the scale."""
     monkeypatch.setattr(execution, "_FIRST_SCALE", 2.0**24)
@@ -384,3 +417,7 @@ def test_looking_for_the_loss_scale_is_no_fault(go: Go, monkeypatch: pytest.Monk
     assert norms[-1] is not None
 
 
+def test_three_updates_that_are_not_finite_are_refused(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Optimizer, "step", lambda self, loss: None)
+    with pytest.raises(RefusedError, match=r"lower optimizer\.lr"):
+        go()

@@ -13,8 +13,8 @@ from torch import nn
 from ponder.model.config import DecoderConfig
 from ponder.model.decoder import Decoder
 from ponder.recipe import OptimizerSettings
-from ponder.training.checkpoint import load_state, save_state
 from ponder.training.optimizer import Optimizer, lr_factor
+from ponder.training.state_file import load_state, save_state
 
 
 def factors(steps: int, **settings: Any) -> list[float]:
@@ -135,11 +135,11 @@ def test_training_goes_on_from_a_saved_state_bit_for_bit(name: str, tmp_path: Pa
     first = make_decoder()
     optimizer = Optimizer(first, settings, 7)
     train(first, optimizer, range(4))
-    save_state(tmp_path, {"weights": first.state_dict(), "optimizer": optimizer.state_dict()})
+    save_state(tmp_path / "state.pt", {"weights": first.state_dict(), "optimizer": optimizer.state_dict()})
 
     second = make_decoder()
     resumed = Optimizer(second, settings, 7)
-    state = load_state(tmp_path)
+    state = load_state(tmp_path / "state.pt")
     assert state is not None
     second.load_state_dict(state["weights"])
     resumed.load_state_dict(state["optimizer"])

@@ -16,11 +16,11 @@ from test_update_step import make_decoder, make_trajectories
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ponder.errors import BrokenInputError
+from ponder.errors import BrokenInputError, DamagedCheckpointError
 from ponder.recipe import LoraSettings, OptimizerSettings
 from ponder.training.execution import Ranks
 from ponder.training.rank import RankTrainer
-from ponder.training.sharded_checkpoint import check_parts, read_parts, write_part
+from ponder.training.sharded_checkpoint import check_parts, read_parts, remove_others, write_part
 from ponder.training.sharding import Shard, Sharding, row_range
 
 OF = settings({"kl": {"beta": 0.1}})
@@ -155,7 +155,8 @@ def test_a_broken_part_gives_one_error(tmp_path: Path, damage: str) -> None:
         parts = parts[:1]
     else:
         parts[1]["file"] = "../x/" + parts[1]["file"]
-    with pytest.raises(BrokenInputError, match=re.escape(f"{folder} is damaged or incomplete: start the stage again")):
+    named = folder if damage == "other rows" else folder / parts[1]["file"]
+    with pytest.raises(DamagedCheckpointError, match=re.escape(f"{named} is ")):
         check_parts(folder, parts, Ranks())
         read_parts(folder, parts, wanted(tensors))
 
@@ -163,20 +164,19 @@ def test_a_broken_part_gives_one_error(tmp_path: Path, damage: str) -> None:
 def test_reading_notices_what_checksums_cannot(tmp_path: Path) -> None:
     parts, tensors = write_two(tmp_path / "x")
     for change in ({"a": torch.zeros(5, 2)}, {"a": torch.zeros(5, 3).double()}, {"d": torch.zeros(2)}):
-        with pytest.raises(BrokenInputError, match="damaged or incomplete"):
+        with pytest.raises(DamagedCheckpointError, match=r"is damaged|is incomplete"):
             read_parts(tmp_path / "x", parts, wanted(tensors | change))
     (tmp_path / "x" / parts[0]["file"]).write_bytes(b"\xff" * 100)
-    with pytest.raises(BrokenInputError, match="damaged or incomplete"):
+    with pytest.raises(DamagedCheckpointError, match=f"{parts[0]['file']} is damaged"):
         read_parts(tmp_path / "x", parts, wanted(tensors))
 
 
-def save_often(rank: int, size: int, folder: Path) -> list[Any]:
-    """Four checkpoints, one of a name that is taken and one onto what a dead attempt left, then two failures."""
+def save_where_that_fails(rank: int, size: int, folder: Path) -> list[Any]:
+    """Onto what a dead attempt left, where there can be no folder, and a part that is gone when it is read."""
     trainer = make_trainer(rank, size, "fsdp2", settings())
     seen: list[Any] = []
-    for name in ("trainer-1", "trainer-2", "trainer-2", "trainer-3"):
-        state = trainer.save_state(folder, name)
-        seen.append((state["folder"], sorted(path.name for path in folder.iterdir())))
+    state = trainer.save_state(folder, "trainer-3")
+    seen.append(state["folder"])
     try:
         trainer.save_state(folder / "file", "trainer-4")
     except BrokenInputError as error:
@@ -185,28 +185,29 @@ def save_often(rank: int, size: int, folder: Path) -> list[Any]:
     (folder / "trainer-3" / state["parts"][1]["file"]).unlink(missing_ok=True)
     try:
         trainer.load_state(folder, state)
-    except BrokenInputError as error:
+    except DamagedCheckpointError as error:
         seen.append(str(error))
     return seen
 
 
-def test_the_checkpoint_before_stays_until_the_next_one_counts(ranks: RankPool, tmp_path: Path) -> None:
-    other = tmp_path / "mine"
-    other.mkdir()
+def test_all_ranks_say_the_same_of_a_disk(ranks: RankPool, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     left = tmp_path / "trainer-3"
     left.mkdir()
     (left / "part-00007-of-00009.safetensors").touch()
-    found = ranks.run(2, save_often, tmp_path)
+    found = ranks.run(2, save_where_that_fails, tmp_path)
     assert found[0] == found[1]
-    names = [(folder, set(there) - {"mine", "file"}) for folder, there in found[0][:4]]
-    assert names == [
-        ("trainer-1", {"trainer-1"}),
-        ("trainer-2", {"trainer-1", "trainer-2"}),
-        ("trainer-2-again", {"trainer-2", "trainer-2-again"}),
-        ("trainer-3", {"trainer-2-again", "trainer-3"}),
-    ]
-    assert "cannot create the folder" in found[0][4]
-    assert "trainer-3 is damaged or incomplete" in found[0][5]
-    assert other.is_dir()
+    name, refused, lost = found[0]
+    assert name == "trainer-3"
+    assert "cannot create the folder" in refused
+    assert lost == f"{left}/part-00001-of-00002.safetensors is missing"
     assert {path.name for path in left.iterdir()} == {"part-00000-of-00002.safetensors"}
+
+
+def test_only_checkpoints_are_removed(tmp_path: Path) -> None:
+    for name in ("trainer-1", "trainer-2", "trainer-3"):
+        write_two(tmp_path / name)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "file").touch()
+    remove_others(tmp_path, ["trainer-2", "trainer-3"])
+    assert {path.name for path in tmp_path.iterdir()} == {"trainer-2", "trainer-3", "mine", "file"}
