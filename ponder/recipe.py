@@ -674,13 +674,23 @@ class RolloutWorkersSettings(Settings):
     """Ponder's own engine, or vLLM."""
     workers: int = Field(1, ge=1)
     """How many there are."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs that Ray reserves for each; 0 computes on the CPU."""
-    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """GPUs that Ray reserves for each; 0 computes on the CPU. At most 1 for the native engine, `vllm.tensor_parallel`
+    for vLLM; a part of one shares it with others."""
+    cpus: float = Field(1.0, ge=0, allow_inf_nan=False)
     """CPU cores that Ray reserves for each."""
     threads: int = Field(1, ge=1)
     """CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
     vllm: VllmSettings = VllmSettings()
+
+    @model_validator(mode="after")
+    def _gpus_are_used(self) -> RolloutWorkersSettings:
+        if self.engine == "native" and self.gpus > 1:
+            raise ValueError("`gpus` must be at most 1, since the native engine computes on one: raise `workers`")
+        spread = self.vllm.tensor_parallel
+        if self.engine == "vllm" and self.gpus and self.gpus != spread and max(self.gpus, spread) > 1:
+            raise ValueError(f"`gpus` must be {spread}, as many as `vllm.tensor_parallel` spreads one copy over")
+        return self
 
 
 class TrainerRanksSettings(Settings):
@@ -690,12 +700,18 @@ class TrainerRanksSettings(Settings):
     """How many there are. A checkpoint resumes on another number of them."""
     sharding: Literal["fsdp2", "ddp"] = "fsdp2"
     """Weights, gradients and moments in shards, or whole on every rank."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs that Ray reserves for each; 0 computes on the CPU with gloo."""
-    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    """Part of a GPU that Ray reserves for each, which computes on one; 0 computes on the CPU with gloo."""
+    cpus: float = Field(1.0, ge=0, allow_inf_nan=False)
     """CPU cores that Ray reserves for each."""
     threads: int = Field(1, ge=1)
     """CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
+
+    @model_validator(mode="after")
+    def _no_two_on_a_gpu(self) -> TrainerRanksSettings:
+        if self.ranks > 1 and 0 < self.gpus <= 0.5:
+            raise ValueError("`gpus` must be above 0.5: NCCL refuses two ranks on one GPU, where Ray might put them")
+        return self
 
 
 class RewardModelsSettings(Settings):
@@ -703,9 +719,9 @@ class RewardModelsSettings(Settings):
 
     place: Literal["shared", "separate"] = "shared"
     """All in the driver's process, on the recipe's `device`, or each in a worker of its own."""
-    gpus: float = Field(0.0, ge=0)
-    """`separate` only: GPUs that Ray reserves for each; 0 computes on the CPU."""
-    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    """`separate` only: part of a GPU that Ray reserves for each, which computes on one; 0 computes on the CPU."""
+    cpus: float = Field(1.0, ge=0, allow_inf_nan=False)
     """`separate` only: CPU cores that Ray reserves for each."""
     threads: int = Field(1, ge=1)
     """`separate` only: CPU threads of the linear algebra of each. Part of exact resume: sums depend on it."""
@@ -859,6 +875,13 @@ class Recipe(Settings):
             raise ValueError(
                 f"cluster.schedule `{schedule}` needs `cluster.kind: ray`, where one samples and one trains"
             )
+        if local and "kind" not in self.cluster.model_fields_set:
+            _refuse_without_kind(self.cluster)
+        if not local and schedule != "asynchronous" and self.cluster.max_staleness != 1:
+            raise ValueError(
+                f"cluster.max_staleness is for `cluster.schedule: asynchronous`, and the schedule is {schedule}: set "
+                "it, or leave max_staleness out"
+            )
         if not local and self.device == "cuda" and not self.cluster.reserves_gpus:
             raise ValueError(
                 "device: cuda: on Ray each process has the GPUs that are reserved for it, which are none: set "
@@ -886,6 +909,14 @@ class Recipe(Settings):
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"stage name {name!r} may hold letters, digits, - and _ only")
         return self
+
+
+def _refuse_without_kind(cluster: ClusterSettings) -> None:
+    """Raises `ValueError` for settings of Ray where nobody has said that there is none: `kind: local` keeps them, so
+    that a recipe for a cluster can be tried in one process."""
+    for name, field in type(cluster).model_fields.items():
+        if getattr(cluster, name) != field.default:
+            raise ValueError(f"cluster.{name} is for `cluster.kind: ray`: set `kind` to ray, or to local to ignore it")
 
 
 def _needs_one_process(name: str, stage: Stage) -> None:
@@ -920,12 +951,23 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
             raise BrokenInputError(f"{source} is not a YAML file: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{where} must be a mapping with `name` and `stages`")
+    overrides = tuple(overrides)
     for override in overrides:
         _apply_override(raw, override)
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error)}") from error
+    if recipe.cluster.kind == "local":
+        _refuse_for_ray(overrides)
+    return recipe
+
+
+def _refuse_for_ray(overrides: Iterable[str]) -> None:
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        if path.startswith("cluster.") and path != "cluster.kind":
+            raise UsageError(f"--set {path} is for `cluster.kind: ray`, and kind is local: add --set cluster.kind=ray")
 
 
 _TEXT_STANDS_FOR = {("cluster",): "kind", ("cluster", "reward_models"): "place"}

@@ -18,6 +18,7 @@ from ponder.doctor import Check, Needs, diagnose, machine, needs_of, problems, s
 from ponder.doctor.check import ask
 from ponder.doctor.machine import Gpu
 from ponder.doctor.needs import Node, Share, spread, without_room
+from ponder.errors import UsageError
 from ponder.recipe import Recipe, load_recipe
 from ponder.sandbox import Probe
 
@@ -55,13 +56,13 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_needs_follow_from_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_bytes(b"x" * 1000)
-    written = recipe(rollout={"workers": 4, "gpus": 1, "cpus": 2}, trainer={"ranks": 2, "gpus": 0.5}).model_dump()
+    written = recipe(rollout={"workers": 4, "gpus": 1, "cpus": 2}, trainer={"ranks": 2, "gpus": 0.75}).model_dump()
     written["stages"]["zero"]["model"] = str(tmp_path / "base")
     written["stages"]["rm"]["model"] = "Qwen/Qwen2.5-0.5B"
     needs = needs_of(load_recipe(written), tmp_path)
     assert needs.place == "ray here"
     assert needs.gpu_here
-    assert needs.shares == (Share("cluster.trainer.ranks", 2, 0.5, 1), Share("cluster.rollout.workers", 4, 1, 2))
+    assert needs.shares == (Share("cluster.trainer.ranks", 2, 0.75, 1), Share("cluster.rollout.workers", 4, 1, 2))
     assert needs.trained_bytes == (2000,)  # stored in two bytes a weight, trained in four
     assert needs.models == (tmp_path / "base",)
     assert needs.hub == ("Qwen/Qwen2.5-0.5B",)
@@ -291,6 +292,11 @@ def test_this_machine_is_looked_at_for_real(tmp_path: Path) -> None:
     assert {check.name: check.state for check in checks}["torch"] != "problem"
     assert len({check.name for check in checks}) == len(checks) == 16
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nodes_are_counted_of_a_cluster_only(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--nodes counts the nodes of a Ray cluster: give its --address"):
+        diagnose(Needs(tmp_path), num_nodes=3)
 
 
 def test_the_command_prints_a_line_a_check_and_exits_3_at_a_problem(

@@ -19,6 +19,10 @@ def raw(**stage: Any) -> dict[str, Any]:
     return {"name": "r", "stages": {"zero": zero}}
 
 
+def on_ray(**cluster: Any) -> dict[str, Any]:
+    return {**raw(), "cluster": {"kind": "ray", **cluster}}
+
+
 STUDENT = {
     "verb": "fine_tune",
     "model": "mini",
@@ -65,6 +69,19 @@ def zero(recipe: Recipe) -> ReinforceStage:
             {**raw(lora={"quantise": "nf4"}), "cluster": "ray"},
             "stages.zero.lora.quantise: nf4 is for one process: set it to none, or cluster.kind to local",
         ),
+        ({**raw(), "cluster": {"rollout": {"workers": 4}}}, "cluster.rollout is for `cluster.kind: ray`"),
+        ({**raw(), "cluster": {"kind": "ray", "max_staleness": 3}}, "set it, or leave max_staleness out"),
+        (on_ray(trainer={"gpus": 2}), "`cluster.trainer.gpus`: Input should be less than or equal to 1"),
+        (on_ray(trainer={"ranks": 2, "gpus": 0.5}), "`gpus` must be above 0.5: NCCL refuses two ranks on one GPU"),
+        (on_ray(rollout={"gpus": 2}), "`cluster.rollout`: `gpus` must be at most 1, since the native engine"),
+        (on_ray(rollout={"gpus": float("inf")}), "`cluster.rollout.gpus`: Input should be a finite number"),
+        (on_ray(rollout={"cpus": float("inf")}), "`cluster.rollout.cpus`: Input should be a finite number"),
+        (on_ray(rollout={"engine": "vllm", "gpus": 2}), "`gpus` must be 1, as many as `vllm.tensor_parallel`"),
+        (
+            on_ray(rollout={"engine": "vllm", "gpus": 1, "vllm": {"tensor_parallel": 4}}),
+            "`gpus` must be 4, as many as `vllm.tensor_parallel` spreads one copy over",
+        ),
+        (on_ray(reward_models={"place": "separate", "gpus": 2}), "`cluster.reward_models.gpus`: Input should be less"),
         ({**raw(), "cluster": "ray", "device": "cuda"}, "set cluster.rollout.gpus and cluster.trainer.gpus"),
         (
             {"name": "r", "cluster": "ray", "stages": {"student": STUDENT}},
@@ -139,6 +156,31 @@ def test_a_text_stands_for_the_kind_of_a_cluster_and_the_place_of_reward_models(
 ) -> None:
     cluster = load_recipe({**raw(), "cluster": written}, overrides).cluster
     assert (cluster.kind, cluster.reward_models.place, cluster.reward_models.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {"rollout": {"gpus": 0.25}, "trainer": {"gpus": 0.5}},  # one GPU for all
+        {"rollout": {"gpus": 0.4, "workers": 2}, "trainer": {"gpus": 0.6, "ranks": 2}},  # a worker beside each rank
+        {"rollout": {"engine": "vllm", "gpus": 4, "vllm": {"tensor_parallel": 4}}, "trainer": {"gpus": 1}},
+        {"rollout": {"engine": "vllm", "vllm": {"tensor_parallel": 2}}},  # on CPUs
+    ],
+)
+def test_shares_of_gpus_that_can_work(cluster: dict[str, Any]) -> None:
+    assert load_recipe(on_ray(**cluster)).cluster.kind == "ray"
+
+
+def test_a_setting_of_ray_is_not_ignored_in_silence_unless_kind_local_says_so() -> None:
+    with pytest.raises(
+        UsageError, match=r"--set cluster\.rollout\.workers is for `cluster\.kind: ray`, and kind is local"
+    ):
+        load_recipe({**raw(), "cluster": "local"}, ["cluster.rollout.workers=4"])
+    with pytest.raises(UsageError, match=r"cluster\.rollout is for `cluster\.kind: ray`"):
+        load_recipe(raw(), ["cluster.rollout.workers=4"])
+    assert load_recipe(raw(), ["cluster.rollout.workers=4", "cluster.kind=ray"]).cluster.rollout.workers == 4
+    tried_here = load_recipe(on_ray(rollout={"workers": 4}), ["cluster.kind=local"])
+    assert load_recipe(yaml.safe_load(to_yaml(tried_here))) == tried_here
 
 
 def test_where_reward_models_score_is_no_part_of_a_result() -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ponder.doctor.check import Check, State
 from ponder.doctor.machine import check_machine
 from ponder.doctor.needs import Needs, needs_of
+from ponder.errors import UsageError
 
 __all__ = ["Check", "Needs", "State", "diagnose", "needs_of", "problems", "summary_rows"]
 
@@ -21,8 +22,10 @@ def diagnose(
 ) -> list[Check]:
     """Check this machine and, with the `address` of a Ray cluster (`auto` or host:port), all of its nodes.
 
-    `num_nodes` waits for so many of them, at most `deadline_s` seconds.
+    `num_nodes` waits for so many of them, at most `deadline_s` seconds. Raises `UsageError` for it without a cluster.
     """
+    if num_nodes is not None and address is None:
+        raise UsageError("--nodes counts the nodes of a Ray cluster: give its --address, or set cluster.address")
     checks = check_machine(needs)
     if address is None:
         return checks

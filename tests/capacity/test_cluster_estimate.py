@@ -73,7 +73,7 @@ def test_the_split_that_is_found_is_the_best() -> None:
 
 
 def test_the_recipes_own_workers_and_ranks_are_taken() -> None:
-    workers = {"engine": "vllm", "workers": 3, "gpus": 1, "vllm": {"tensor_parallel": 2}}
+    workers = {"engine": "vllm", "workers": 3, "gpus": 2, "vllm": {"tensor_parallel": 2}}
     cluster = {"kind": "ray", "rollout": workers, "trainer": {"ranks": 8, "gpus": 1}, "schedule": "one_step_behind"}
     (stage,) = estimate_recipe(small(cluster=cluster), parse_cluster("16xH100"), Assumptions()).stages
     layout = stage.step.layout

@@ -53,12 +53,12 @@ CONTAINER_FIELDS = {"image", "lifecycle", "name", "ports", "resources", "volumeM
 
 
 def recipe(**settings: Any) -> Recipe:
-    """Twelve workers and two ranks of two GPUs each: sixteen GPUs."""
+    """Twelve workers and four ranks of a GPU each: sixteen."""
     stage = {"verb": "reinforce", "tasks": {"countdown": {}}}
     cluster = {
         "kind": "ray",
         "rollout": {"workers": 12, "gpus": 1, "cpus": 2},
-        "trainer": {"ranks": 2, "gpus": 2, "cpus": 4},
+        "trainer": {"ranks": 4, "gpus": 1, "cpus": 2},
     }
     return load_recipe({"name": "zero.A_1", "stages": {"zero": stage}, "cluster": cluster, **settings})
 
@@ -79,6 +79,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def small() -> Recipe:
     return recipe(cluster={"kind": "ray", "rollout": {"workers": 2, "gpus": 1}, "trainer": {"gpus": 1}})
+
+
+IN_PAIRS = {"kind": "ray", "rollout": {"engine": "vllm", "gpus": 2, "vllm": {"tensor_parallel": 2}}}
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -106,7 +109,7 @@ def test_slurm_gets_the_recipes_numbers(folder: Path) -> None:
         "#SBATCH --job-name=ponder-zero.A_1",
         "#SBATCH --nodes=2",
         "#SBATCH --gpus-per-node=8",
-        "#SBATCH --cpus-per-task=19",  # four workers and two ranks on the fuller node; the driver and two judges
+        "#SBATCH --cpus-per-task=19",  # eight workers and ranks; the driver and two judges
         "#SBATCH --mem=200G",
         "#SBATCH --time=01:30:00",
         "#SBATCH --partition=gpu",
@@ -198,7 +201,7 @@ def test_the_image_has_vllm_only_where_it_samples(folder: Path) -> None:
     ("kind", "settings", "gpus", "sentence"),
     [
         ("slurm", {"cluster": "local"}, 8, "the recipe computes in one process: set `cluster: ray`"),
-        ("slurm", {}, 1, "asks for more than the 1 GPUs of a node: lower cluster.rollout.gpus"),
+        ("slurm", {"cluster": IN_PAIRS}, 1, "asks for more than the 1 GPUs of a node: lower cluster.rollout.gpus"),
         ("node", {}, 8, "the recipe fills 2 nodes of 8 GPUs"),
     ],
 )

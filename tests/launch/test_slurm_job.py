@@ -73,7 +73,8 @@ def job(tmp_path: Path) -> Generator[Start, None, None]:
     (programs / "ray").chmod(0o755)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    cluster = {"kind": "ray", "rollout": {"workers": 2, "gpus": 8}, "deadlines": {"start_s": 300}}
+    rollout = {"engine": "vllm", "workers": 2, "gpus": 8, "vllm": {"tensor_parallel": 8}}
+    cluster = {"kind": "ray", "rollout": rollout, "deadlines": {"start_s": 300}}
     stage = {"verb": "reinforce", "tasks": {"countdown": {}}}
     recipe = load_recipe({"name": "zero", "stages": {"zero": stage}, "cluster": cluster})
     write_launch("slurm", recipe, tmp_path / "job", tmp_path / "run")

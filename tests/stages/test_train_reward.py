@@ -310,14 +310,14 @@ def test_ranks_that_are_lost_send_the_stage_back_as_often_as_is_allowed(
 
     monkeypatch.setattr(trainer, "reward_step", losing)
     with pytest.raises(InterruptedRunError, match="rank 1 of 2 died"):
-        go(folder="gives up", recipe={"cluster": {"max_restarts": 0}})
+        go(folder="gives up", recipe={"cluster": {"kind": "local", "max_restarts": 0}})
     calls[0] = 0
-    done = go(folder="goes on", recipe={"cluster": {"max_restarts": 2}})
+    done = go(folder="goes on", recipe={"cluster": {"kind": "local", "max_restarts": 2}})
     assert calls[0] == 7 + 2
     assert done.timeless() == whole.timeless()
     calls[0] = 0
     with pytest.raises(InterruptedRunError):
-        go(folder="gives up later", recipe={"cluster": {"max_restarts": 1}})
+        go(folder="gives up later", recipe={"cluster": {"kind": "local", "max_restarts": 1}})
     assert calls[0] == 4
 
 
