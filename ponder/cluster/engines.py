@@ -13,7 +13,7 @@ from ponder.rollout.native import NativeEngine
 
 
 class Engines:
-    """Opens an engine for one model after another, on a cluster that is started once."""
+    """Opens an engine for one model after another, on a cluster that is started once, and again for a larger model."""
 
     def __init__(self, recipe: Recipe, warn: Callable[[str], None]) -> None:
         """Opens nothing yet. `warn` hears of workers that are replaced."""
@@ -21,6 +21,8 @@ class Engines:
         self._warn = warn
         self._cluster = ExitStack()
         self._model = ExitStack()
+        self._size = -1
+        """Bytes of the model that Ray was started for."""
 
     @property
     def name(self) -> str:
@@ -42,7 +44,10 @@ class Engines:
         from ponder.cluster.runtime import Runtime
 
         size = sum(weight.numel() * weight.element_size() for weight in model.decoder.state_dict().values())
-        self._cluster.enter_context(Runtime(recipe.cluster, size, device=recipe.device))
+        if size > self._size:
+            self._cluster.close()  # its object store was made for a smaller one
+            self._cluster.enter_context(Runtime(recipe.cluster, size, device=recipe.device))
+            self._size = size
         pool = open_pool(model, recipe.cluster, recipe.precision, self._warn)
         self._model.callback(pool.close)
         pool.publish(0, model.decoder.state_dict())

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _MIN_STORE_BYTES = 256 << 20
 _SPARE_STORE_BYTES = 512 << 20
-_POLICY_COPIES = 3
-"""Of its weights, in the object store at once: those in use, their successors, and one copy on its way."""
+_POLICY_COPIES = 4
+"""Of its weights, in the object store at once: those that ranks start from, those in use, their successors, and one
+copy on its way."""
 
 _POLL_S = 1.0
 _EXIT_S = 10.0
@@ -70,7 +71,7 @@ class Runtime:
             if not ray.is_initialized():  # else it belongs to the program that calls Ponder
                 watching = stack.enter_context(contextlib.ExitStack())
                 if settings.address is None:
-                    copies = _POLICY_COPIES + _judges(settings, reward_models)
+                    copies = stored_models(settings, reward_models)
                     _start(stack, cpus, copies * weight_bytes)
                 else:
                     _join(stack, settings.address, settings.deadlines.start_s)
@@ -99,6 +100,12 @@ def needs(settings: ClusterSettings, reward_models: int = 0) -> tuple[float, flo
     judges = _judges(settings, reward_models)
     cpus = rollout.workers * rollout.cpus + trainer.ranks * trainer.cpus + judges * judge.cpus
     return cpus, rollout.workers * rollout.gpus + trainer.ranks * trainer.gpus + judges * judge.gpus
+
+
+def stored_models(settings: ClusterSettings, reward_models: int = 0) -> int:
+    """How many models the object store must hold at once: copies of the policy, the one that vLLM's workers start from
+    among them, and reward models that have a worker of their own."""
+    return _POLICY_COPIES + (settings.rollout.engine == "vllm") + _judges(settings, reward_models)
 
 
 def _judges(settings: ClusterSettings, reward_models: int) -> int:

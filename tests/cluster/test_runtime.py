@@ -11,14 +11,16 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 pytest.importorskip("ray")
 
+from ponder.cluster.engines import Engines
 from ponder.cluster.processes import command_line, descendants, is_alive
-from ponder.cluster.runtime import Runtime, as_arrays, as_tensors, needs, refuse_idle_gpus
+from ponder.cluster.runtime import Runtime, as_arrays, as_tensors, needs, refuse_idle_gpus, stored_models
 from ponder.errors import InterruptedRunError, UsageError
 from ponder.recipe import ClusterSettings, Recipe, load_recipe
 
@@ -37,6 +39,39 @@ def test_needs_are_what_all_workers_reserve_together() -> None:
     own = settings(**some.model_dump(exclude={"kind", "reward_models"}), reward_models=judges)
     assert needs(own, reward_models=2) == (16.0, 7.5)
     assert needs(own) == needs(some)
+
+
+def test_the_object_store_holds_every_copy_that_is_kept() -> None:
+    """What ranks start from, the weights in use, their successors, one on its way; then vLLM's, and reward models."""
+    assert stored_models(settings()) == stored_models(settings(), reward_models=2) == 4
+    assert stored_models(settings(rollout={"engine": "vllm"})) == 5
+    assert stored_models(settings(rollout={"engine": "vllm"}, reward_models="separate"), reward_models=2) == 7
+
+
+def test_ray_is_started_again_for_a_larger_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str | int] = []
+
+    class FakeRuntime:
+        def __init__(self, cluster: ClusterSettings, weight_bytes: int, device: str) -> None:
+            happened.append(weight_bytes)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *error: object) -> None:
+            happened.append("end")
+
+    monkeypatch.setattr("ponder.cluster.runtime.Runtime", FakeRuntime)
+    monkeypatch.setattr("ponder.cluster.ray_backend.open_pool", lambda *arguments: MagicMock())
+    stage = {"verb": "evaluate", "models": ["mini"], "tasks": {"countdown": {}}}
+    engines = Engines(load_recipe({"name": "r", "cluster": "ray", "stages": {"table": stage}}), print)
+    for numbers in (10, 5, 20):
+        model = MagicMock()
+        model.decoder.state_dict.return_value = {"w": torch.zeros(numbers)}
+        engines.open(model)
+    assert happened == [40, "end", 80]
+    engines.close()
+    assert happened == [40, "end", 80, "end"]
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
