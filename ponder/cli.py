@@ -29,6 +29,7 @@ from ponder.cluster.supervise import STOP_MARGIN_S, is_supervised, join_supervis
 from ponder.doctor import Check, Needs, diagnose, needs_of, problems, summary_rows
 from ponder.errors import BrokenInputError, PonderError, RefusedError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark, is_benchmark
+from ponder.evaluation.costs import hours, hours_head
 from ponder.evaluation.tables import aligned, as_markdown, extra_tables, result_tables, settings_text
 from ponder.launch import Kind as LaunchKind
 from ponder.launch import LaunchSettings, write_launch
@@ -913,13 +914,14 @@ def _names(stages: Iterable[str]) -> str:
     return ", ".join(stages) or "nothing"
 
 
-def _stage_cells(name: str, record: StageRecord, state: str, last: dict[str, Any] | None) -> list[str]:
+def _stage_cells(
+    name: str, record: StageRecord, state: str, last: dict[str, Any] | None, among: Iterable[StageRecord]
+) -> list[str]:
     """One stage of `show`; what it sampled and trained on is in tokens."""
     state = state if record.error is None else f"{state}: {record.error}"
     step = "" if last is None else str(last["step"])
-    core_hours = f"{record.seconds * record.threads / 3600:.2f}"
     tokens = (_count(record.sampled_tokens), _count(record.trained_tokens))
-    return [name, record.verb, state, step, duration(record.seconds), core_hours, *tokens]
+    return [name, record.verb, state, step, duration(record.seconds), *hours(record, among), *tokens]
 
 
 def _plan_on(recipe: Recipe, cluster: str, assume: Iterable[str], as_json: bool) -> None:
@@ -984,8 +986,9 @@ def _count(value: int | None) -> str:
 def _print_stages(run: RunFolder, last: dict[str, dict[str, Any]], console: Console) -> None:
     """A table of the stages, then what each logged last; an evaluation's numbers stand in tables of their own."""
     records, states = run.manifest().stages, _states(run)
-    head = ["stage", "verb", "state", "step", "time", "core-hours", "sampled", "trained on"]
-    body = [_stage_cells(name, record, states[name], last.get(name)) for name, record in records.items()]
+    every = records.values()
+    head = ["stage", "verb", "state", "step", "time", *hours_head(every), "sampled", "trained on"]
+    body = [_stage_cells(name, record, states[name], last.get(name), every) for name, record in records.items()]
     console.print(aligned([head, *body]), highlight=False, markup=False, soft_wrap=True)
     for name, record in records.items():
         numbers = {key: value for key, value in last.get(name, {}).items() if "/" in key and value is not None}

@@ -14,6 +14,7 @@ import importlib.resources
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from ponder.cluster.runtime import refuse_idle_gpus
 from ponder.errors import BrokenInputError, InterruptedRunError, UsageError
 from ponder.evaluation.benchmarks import get_benchmark
 from ponder.evaluation.benchmarks.base import local_files
-from ponder.evaluation.costs import cost_grid, count_tokens, stage_costs
+from ponder.evaluation.costs import cost_grid, count_tokens, holds, stage_costs
 from ponder.evaluation.tables import aligned
 from ponder.lineage import inputs, references, running_order
 from ponder.model.embedded import FOLDERS
@@ -350,6 +351,8 @@ def _run_stage(
         hash=hashes[name],
         started=utc_now() if before is None else before.started,
         seconds=0.0 if before is None else before.seconds,
+        core_seconds=0.0 if before is None else before.core_hours * 3600,
+        gpu_seconds=0.0 if before is None else before.gpu_seconds,
         threads=threads,
         uses={ref: input_hash(recipe, ref, hashes) for ref in references(stage).values()},
     )
@@ -360,11 +363,16 @@ def _run_stage(
         lines = run.metrics(name)
         # a start that was killed could not write how long it took, but its lines tell
         logged = max((line["elapsed"] for line in lines), default=0.0)
+        seconds = round(max(record.seconds + time.monotonic() - begun, logged), 3)
+        held = holds(stage, recipe, threads, _computes_on_gpu(recipe))
+        new = seconds - record.seconds
         return record.model_copy(
             update={
                 "state": state,
                 "ended": utc_now(),
-                "seconds": round(max(record.seconds + time.monotonic() - begun, logged), 3),
+                "seconds": seconds,
+                "core_seconds": round(record.core_hours * 3600 + new * held.cores, 3),
+                "gpu_seconds": round(record.gpu_seconds + new * held.gpus, 3),
                 "sampled_tokens": count_tokens(lines, "tokens/sampled"),
                 "trained_tokens": count_tokens(lines, "tokens/trained"),
                 "error": error,
@@ -402,6 +410,12 @@ def _call_verb(recipe: Recipe, name: str, run: RunFolder, threads: int, reporter
     finally:
         stop.heeded = False
         context.close()
+
+
+def _computes_on_gpu(recipe: Recipe) -> bool:
+    """Whether a stage that has run in this process had a GPU; where it never asked for torch, it had none."""
+    torch = sys.modules.get("torch")
+    return recipe.device != "cpu" and torch is not None and bool(torch.cuda.is_available())
 
 
 def available_cores() -> int:

@@ -58,7 +58,11 @@ class StageRecord(BaseModel):
     seconds: float = 0.0
     """Time spent in the stage, over all its starts."""
     threads: int = 0
-    """CPU threads of the linear algebra, as resolved."""
+    """CPU threads of the linear algebra in the driver, as resolved."""
+    core_seconds: float | None = None
+    """`seconds` x the CPU cores that the stage held meanwhile, on all machines: see `ponder.evaluation.costs.holds`."""
+    gpu_seconds: float = 0.0
+    """The same of GPUs."""
     sampled_tokens: int | None = None
     """Tokens sampled in the stage; None where none were counted."""
     trained_tokens: int | None = None
@@ -67,6 +71,16 @@ class StageRecord(BaseModel):
     """Each model or data set that the stage starts from, and the hash it had."""
     error: str | None = None
     """Why a failed stage failed."""
+
+    @property
+    def core_hours(self) -> float:
+        """Manifests that do not count cores are of one process."""
+        seconds = self.seconds * self.threads if self.core_seconds is None else self.core_seconds
+        return seconds / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpu_seconds / 3600
 
 
 class Manifest(BaseModel):

@@ -211,6 +211,38 @@ def test_it_says_at_the_end_what_it_cost(verb: FakeVerb, capsys: pytest.CaptureF
     assert "what it cost" not in capsys.readouterr().err  # nothing ran
 
 
+def test_core_and_gpu_hours_add_up_over_starts_that_held_different_amounts(verb: FakeVerb) -> None:
+    recipe = make_recipe("cluster.kind=ray", "cluster.trainer.ranks=2", "cluster.trainer.gpus=1", "threads=3")
+    run_pipeline(recipe, to="zero", quiet=True)
+    folder = RunFolder("runs/r")
+    record = folder.manifest().stages["zero"]
+    # the driver's threads, a worker and two ranks; a GPU a rank
+    assert record.core_seconds == pytest.approx(record.seconds * 6, abs=0.01)
+    assert record.gpu_seconds == pytest.approx(record.seconds * 2, abs=0.01)
+    # as if it had been interrupted after 100 s
+    before = {"state": "interrupted", "seconds": 100.0, "core_seconds": 600.0, "gpu_seconds": 200.0}
+    folder.set_record("zero", record.model_copy(update=before))
+    run_pipeline(make_recipe("cluster.kind=ray", "threads=3"), to="zero", quiet=True)
+    again = folder.manifest().stages["zero"]
+    assert again.core_seconds == pytest.approx(600 + (again.seconds - 100) * 5, abs=0.01)
+    assert again.gpu_seconds == 200
+
+
+def test_a_manifest_that_does_not_count_cores_is_of_one_process(verb: FakeVerb) -> None:
+    run_pipeline(make_recipe("threads=3"), to="zero", quiet=True)
+    folder = RunFolder("runs/r")
+    path = folder.manifest_path
+    written = json.loads(path.read_text())
+    record = written["stages"]["zero"]
+    del record["core_seconds"], record["gpu_seconds"]
+    record |= {"state": "interrupted", "seconds": 100.0, "threads": 2}
+    path.write_text(json.dumps(written))
+    assert folder.manifest().stages["zero"].core_hours == pytest.approx(200 / 3600)
+    run_pipeline(make_recipe("threads=3"), to="zero", quiet=True)
+    again = folder.manifest().stages["zero"]
+    assert again.core_seconds == pytest.approx(200 + (again.seconds - 100) * 3, abs=0.01)
+
+
 def test_time_and_tokens_are_recorded_also_of_a_start_that_was_killed(verb: FakeVerb) -> None:
     def log(stage: str, step: int) -> None:
         if step == 1:

@@ -13,11 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ponder.evaluation.costs import hours, hours_head
 from ponder.evaluation.origin import Licence, Made, Origin
 from ponder.evaluation.tables import as_markdown, extra_tables, result_tables, settings_text
 from ponder.model.templates import CHAT, template_text
 from ponder.progress import duration
 from ponder.recipe import FineTuneStage, OptimizerSettings, ReinforceStage, SampleStage, TaskSettings
+from ponder.run import StageRecord
 from ponder.store.datasets import read_card
 from ponder.store.evaluations import read_evaluations
 from ponder.store.metrics import Line, series
@@ -151,15 +153,15 @@ def _made_sections(made: Made) -> list[str]:
 
 
 def _stages(made: Made) -> str:
-    rows = [_stage_row(made, name) for name in made.ancestry()]
-    head = ["stage", "verb", "started from", "tokens sampled", "tokens trained on", "time", "hash"]
+    used = [made.manifest.stages[name] for name in made.ancestry()]
+    head = ["stage", "verb", "started from", "tokens sampled", "tokens trained on", "time", *hours_head(used), "hash"]
     machine, recipe = made.manifest.machine, made.recipe
     packages = ", ".join(f"{name} {version}" for name, version in made.manifest.packages.items())
     return "\n\n".join(
         [
             "## How it was made",
             "The stages that it rests on, in order. A hash stands for all that a result depends on.",
-            _table(head, rows),
+            _table(head, [_stage_row(made, name, used) for name in made.ancestry()]),
             "\n".join(_setting_lines(made)),
             f"Seed {'unknown' if recipe is None else recipe.seed}. Machine: {machine.get('processor', 'unknown')}, "
             f"{machine.get('cores', '?')} cores, {machine.get('memory_gib', '?')} GiB. Versions: {packages}.",
@@ -167,12 +169,12 @@ def _stages(made: Made) -> str:
     )
 
 
-def _stage_row(made: Made, name: str) -> list[str]:
+def _stage_row(made: Made, name: str, among: Sequence[StageRecord]) -> list[str]:
     record = made.manifest.stages[name]
     uses = ", ".join(f"{source} ({used[:8]})" if used != source else source for source, used in record.uses.items())
     return [
         name, record.verb, uses or "-", _count(record.sampled_tokens), _count(record.trained_tokens),
-        duration(record.seconds), record.hash[:8],
+        duration(record.seconds), *hours(record, among), record.hash[:8],
     ]  # fmt: skip
 
 

@@ -228,7 +228,10 @@ def _costs_section(manifest: Manifest) -> Html | None:
     costs = stage_costs(manifest.stages)
     if not costs:
         return None
-    note = "Wall time over all starts; core-hours are wall time x threads."
+    note = (
+        "Wall time over all starts; core-hours and GPU-hours are wall time x what the stage held: the threads and GPU "
+        "of the driver, and what each worker and rank reserves."
+    )
     return element(
         "section", element("h2", "What it cost"), element("p", note, class_="note"), grid_table(cost_grid(costs))
     )

@@ -74,7 +74,7 @@ def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     run = RunFolder(tmp_path / "runs" / "demo")
     run.path.mkdir(parents=True)
     run.prepare(load_recipe(RECIPE))
-    done = StageRecord(verb="sample", state="done", seconds=60, sampled_tokens=None, trained_tokens=None)
+    done = StageRecord(verb="sample", state="done", seconds=60, threads=3, sampled_tokens=None, trained_tokens=None)
     records = {
         "data": {"hash": "d0d0d0d0d0"},
         "cold": {"verb": "fine_tune", "hash": "c1c1c1c1c1", "uses": {"mini": "m0m0m0m0", "data": "d0d0d0d0d0"},
@@ -124,9 +124,9 @@ def test_the_card_tells_a_run_from_its_own_records(run: RunFolder) -> None:
     # stages in order, with the hashes of what they started from
     stages = [line for line in text.splitlines() if line.startswith(("| data |", "| cold |", "| r1 |"))]
     assert stages[:3] == [
-        "| data | sample | - | - | - | 1 min 00 s | d0d0d0d0 |",
-        "| cold | fine_tune | mini (m0m0m0m0), data (d0d0d0d0) | - | 1,234,567 | 1 min 00 s | c1c1c1c1 |",
-        "| r1 | reinforce | cold (c1c1c1c1) | 99,000 | - | 1 min 00 s | a1a1a1a1 |",
+        "| data | sample | - | - | - | 1 min 00 s | 0.05 | d0d0d0d0 |",
+        "| cold | fine_tune | mini (m0m0m0m0), data (d0d0d0d0) | - | 1,234,567 | 1 min 00 s | 0.05 | c1c1c1c1 |",
+        "| r1 | reinforce | cold (c1c1c1c1) | 99,000 | - | 1 min 00 s | 0.05 | a1a1a1a1 |",
     ]
     assert (
         "10 steps of 32 problems x 16 samples, temperature 1, at most 512 tokens; rewards accuracy 1, format 0.5"
