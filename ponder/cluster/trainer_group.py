@@ -64,6 +64,8 @@ class RankGroup:
         self._tell = tell
         self._version = 0
         self._lr = 0.0
+        self._place: Any = None
+        """The ranks' placement group, where they reserve anything."""
         self._actors: list[Any] = []
         self._where: list[tuple[int, str] | None] = []
         self._start()
@@ -95,6 +97,9 @@ class RankGroup:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(where[0], signal.SIGKILL)
         self._actors, self._where = [], []
+        if self._place is not None:
+            self._ray.util.remove_placement_group(self._place)
+            self._place = None
 
     # --- beyond it -------------------------------------------------------------------------------------------------
 
@@ -114,10 +119,10 @@ class RankGroup:
     def _start(self) -> None:
         trainer, size = self._plan.cluster.trainer, self._plan.cluster.trainer.ranks
         self._where = [None] * size
-        # ranks exchange much: Ray packs actors onto as few nodes as hold them, unless told otherwise
         options = {"num_cpus": trainer.cpus, "num_gpus": trainer.gpus, "concurrency_groups": {"life": 1}}
         remote = self._ray.remote(**options)(TrainerRank)
-        self._actors = [remote.remote() for _ in range(size)]
+        self._place = self._reserve()
+        self._actors = [remote.options(scheduling_strategy=self._bundle(rank)).remote() for rank in range(size)]
         begun = time.monotonic()
         try:
             pings = [self._ping(actor) for actor in self._actors]
@@ -132,6 +137,18 @@ class RankGroup:
         except BaseException:
             self.close()
             raise
+
+    def _reserve(self) -> Any:
+        """Room for all ranks on as few nodes as have it, since they exchange much: Ray would fill each by half."""
+        trainer = self._plan.cluster.trainer
+        each = {name: amount for name, amount in (("CPU", trainer.cpus), ("GPU", trainer.gpus)) if amount}
+        return self._ray.util.placement_group([each] * trainer.ranks, strategy="PACK") if each else None
+
+    def _bundle(self, rank: int) -> Any:
+        """Where Ray starts a rank."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return "DEFAULT" if self._place is None else PlacementGroupSchedulingStrategy(self._place, rank)
 
     def _ping(self, actor: Any) -> Any:
         return actor.where.options(concurrency_group="life").remote()

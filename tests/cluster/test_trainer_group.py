@@ -154,6 +154,25 @@ def test_two_ranks_do_what_one_process_does_and_go_on_from_a_checkpoint(
     assert all(torch.equal(weight, unbroken[name]) for name, weight in group.weights().items())
 
 
+def test_ranks_are_packed_and_nothing_stays_reserved(make_group: Callable[..., TrainerGroup]) -> None:
+    import ray
+
+    def places() -> list[str]:
+        return [found["strategy"] for found in ray.util.placement_group_table().values() if found["state"] != "REMOVED"]
+
+    group = make_group()
+    assert places() == ["PACK"]
+    reserved = ray.available_resources().get("CPU", 0.0)
+    group.restart()
+    assert places() == ["PACK"]
+    group.close()
+    assert places() == []
+    deadline = time.monotonic() + 60
+    while (free := ray.available_resources().get("CPU", 0.0)) < reserved + 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert free == ray.cluster_resources()["CPU"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_in_an_update_ends_all(
     make_group: Callable[..., TrainerGroup], rank: int, monkeypatch: pytest.MonkeyPatch
