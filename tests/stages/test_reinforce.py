@@ -292,6 +292,25 @@ def test_training_never_sees_a_test_problem(go: Go, monkeypatch: pytest.MonkeyPa
     assert len({content_hash(problem) for problem in seen[8:28]}) == 20
 
 
+def test_half_precision_is_another_sampler_and_is_corrected_for(model_folder: Path, tmp_path: Path) -> None:
+    """Two updates a step, of which the second needs to be told what the policy was."""
+    changes = {"updates_per_step": 2, "algorithm": {"loss": "gspo", "importance": {"cap": 1.0}}}
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        recipe = make_recipe(model_folder, **LIVELY, **changes).model_copy(update={"precision": precision})
+        run_pipeline(recipe, tmp_path / precision, quiet=True)
+        runs[precision] = Done(tmp_path / precision)
+    plain, half = runs["fp32"], runs["bf16"]
+    assert max(plain.series("policy/logprob_gap_mean")) < 1e-6 < half.series("policy/logprob_gap_mean")[0]
+    assert max(plain.series("policy/sampler_kl")) < 1e-12 < half.series("policy/sampler_kl")[0]
+    for one in (plain, half):
+        gaps = zip(one.series("policy/logprob_gap_mean"), one.series("policy/logprob_gap"), strict=True)
+        assert all(mean <= largest for mean, largest in gaps)
+    assert plain.series("policy/importance_bounded_share") == [0] * 6  # it does not correct at all
+    # a cap of 1 cuts every output that the trainer finds likelier than the sampler did: all of its tokens
+    assert 0.1 < half.series("policy/importance_bounded_share")[0] < 0.9
+
+
 # --- updates that are not finite -----------------------------------------------------------------------------------
 
 
