@@ -17,8 +17,10 @@ from ponder.pipeline import run_recipe
 from ponder.recipe import load_recipe
 from ponder.run import RunFolder
 
-KILLS = {"data": 2, "tuned": 1, "helpful": 1, "taught": 1, "reinforced": 2, "table": 1}
-"""By stage, how many files of its folder a process may put in place before it kills itself."""
+KILLS = {"data": 2, "tuned": 2, "helpful": 3, "taught": 2, "reinforced": 5, "table": 1}
+"""By stage, how many files of its folder a process may put in place before it kills itself.
+
+A checkpoint is two: the last one makes room, then the new one comes; an odd number is a kill in between."""
 
 RUNNER = """
 import os, signal, sys
