@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from ponder import pipeline
+from ponder import cli, pipeline
 from ponder.cli import app
 from ponder.errors import RefusedError
 from ponder.recipe import EvaluateStage, ReinforceStage
@@ -345,3 +345,17 @@ def test_the_documentation_is_the_help(repository: Path) -> None:
     render = runpy.run_path(str(repository / "tools" / "make_cli_docs.py"))["render"]
     written = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == render(), "docs/cli.md is out of date: run python tools/make_cli_docs.py"
+
+
+def test_on_a_cluster_fresh_discards_before_a_run_that_may_be_started_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(cli, "discard_results", lambda recipe, folder, to, quiet: done.append((folder, to)))
+    monkeypatch.setattr(cli, "supervise", lambda argv, **settings: done.append(argv) or 0)
+    arguments = ["run", "r1-zero-mini", "--set", "cluster=ray", "--run", str(tmp_path), "--to", "zero"]
+    for extra, discarded in (["--fresh"], [(tmp_path, "zero")]), ([], []):
+        done.clear()
+        monkeypatch.setattr(sys, "argv", ["ponder", *arguments, *extra])
+        assert ponder(*arguments, *extra).exit_code == 0
+        assert done == [*discarded, [sys.executable, "-m", "ponder", *arguments]]
