@@ -150,9 +150,8 @@ def test_weights_travel_as_arrays_with_every_bit(dtype: torch.dtype) -> None:
 
 SUPERVISED = """
 import sys
-from pathlib import Path
 from ponder.cluster.supervise import supervise
-sys.exit(supervise([sys.executable, "-c", sys.argv[1]], Path("metrics"), 1, 10, print))
+sys.exit(supervise([sys.executable, "-c", sys.argv[1]], dict, 1, 10, print))
 """
 
 DRIVER = """
