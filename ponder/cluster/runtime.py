@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder.cluster.processes import children, descendants, end_processes, scratch_folder
-from ponder.cluster.watch import RayWatch
+from ponder.cluster.watch import RayWatch, started_within
 from ponder.errors import InterruptedRunError, UsageError
 from ponder.recipe import ClusterSettings, Device, Recipe
 
@@ -72,7 +72,8 @@ class Runtime:
                 watching = stack.enter_context(contextlib.ExitStack())
                 if settings.address is None:
                     copies = stored_models(settings, reward_models)
-                    _start(stack, cpus, copies * weight_bytes)
+                    with started_within(settings.deadlines.start_s):
+                        _start(stack, cpus, copies * weight_bytes)
                 else:
                     _join(stack, settings.address, settings.deadlines.start_s)
                 watch = RayWatch(settings.deadlines.silent_s)
@@ -233,7 +234,8 @@ def _join(stack: contextlib.ExitStack, address: str, start_s: float) -> None:
         _await_head(address, start_s)
     stack.callback(ray.shutdown)
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        with started_within(start_s):
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if "InvalidAuthToken" in str(error.__cause__):
             raise UsageError(

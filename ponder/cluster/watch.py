@@ -6,13 +6,19 @@ shared memory) and the head are below all that: where they are stopped, or cut o
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from ponder.errors import InterruptedRunError
 
 _BEAT_S = 5.0
 _SLICE_S = 1.0
+_GRACE_S = 5.0
+_STDERR = 2
 _PROBE_BYTES = 1 << 20
 """Too large to travel inside a message: it goes through the shared memory."""
 
@@ -66,9 +72,39 @@ class RayWatch:
             silent = 0.0 if self._answered.is_set() else silent + _SLICE_S
             self._answered.clear()
             if silent > self._silent_s:
-                said = (
-                    f"ponder: Ray's daemon on this machine, or its head, has not answered for {self._silent_s:g} s "
-                    "(cluster.deadlines.silent_s): the run ends here, and the same command goes on where it was\n"
+                _end_run(
+                    f"Ray's daemon on this machine, or its head, has not answered for {self._silent_s:g} s "
+                    "(cluster.deadlines.silent_s)"
                 )
-                os.write(2, said.encode())
-                os._exit(InterruptedRunError.exit_code)
+
+
+@contextmanager
+def started_within(limit_s: float) -> Iterator[None]:
+    """End this process, as `RayWatch` does, where the body has not started or joined Ray after `limit_s` seconds.
+
+    Ray waits for its head without letting go of the interpreter, so that no thread can say anything. A timer that needs
+    none then ends the process soon after, with a traceback in place of the sentence, and exit code 1.
+    """
+    started = threading.Event()
+
+    def watch() -> None:
+        waited = 0.0
+        while not started.wait(_SLICE_S):
+            waited += _SLICE_S  # as above
+            if waited > limit_s:
+                _end_run(f"Ray has not started within {limit_s:g} s (cluster.deadlines.start_s)")
+
+    watching = threading.Thread(target=watch, name="watches Ray start", daemon=True)
+    watching.start()
+    faulthandler.dump_traceback_later(limit_s + _GRACE_S, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        started.set()
+        watching.join()
+
+
+def _end_run(why: str) -> NoReturn:
+    os.write(_STDERR, f"ponder: {why}: the run ends here, and the same command goes on where it was\n".encode())
+    os._exit(InterruptedRunError.exit_code)

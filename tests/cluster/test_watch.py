@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,24 @@ def test_a_driver_does_not_wait_for_a_ray_that_has_stopped(name: str) -> None:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 5
         assert "has not answered for 8 s (cluster.deadlines.silent_s)" in said
+
+
+def test_a_driver_does_not_wait_for_a_ray_that_stops_while_it_starts(tmp_path: Path) -> None:
+    starts = DRIVER.replace('"silent_s": 8', '"start_s": 8')
+    said = tmp_path / "said"  # no pipe: what has stopped would hold it open
+    with open(said, "wb") as log, subprocess.Popen([sys.executable, "-c", starts, "1"], stderr=log) as process:
+        below: list[int] = []
+        try:
+            while not any("/gcs/gcs_server" in command_line(pid).partition(" ")[0] for pid in below):
+                assert process.poll() is None
+                below = descendants(process.pid)
+            for pid in below:
+                os.kill(pid, signal.SIGSTOP)
+            assert process.wait(timeout=300) in (1, 5)
+        finally:
+            process.kill()
+            end_processes(below, 0)
+    assert re.search(r"Ray has not started within 8 s \(cluster\.deadlines\.start_s\)|Timeout", said.read_text())
 
 
 @pytest.mark.slow
