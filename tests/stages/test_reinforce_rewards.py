@@ -41,8 +41,8 @@ def make_recipe(model: Path, **changes: Any) -> Recipe:
         "tasks": {"arithmetic": {}, "transpose": {"from_step": 3}},
         "rewards": {
             "random": {"tasks": ["arithmetic"]},
-            "helpful": {"model": "judge", "tasks": ["transpose"], "from_step": 4, "weight": 0.5},
-            "second": {"model": "judge", "weight": 0, "from_step": 2},
+            "helpful": {"model": "mini", "tasks": ["transpose"], "from_step": 4, "weight": 0.5},
+            "second": {"model": "mini", "weight": 0, "from_step": 2},
         },
         "steps": 5,
         "prompts_per_step": 4,
