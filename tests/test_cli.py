@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from ponder import cli, pipeline
-from ponder.cli import app
+from ponder import pipeline
+from ponder.cli import app, recipes
 from ponder.errors import RefusedError
 from ponder.recipe import EvaluateStage, ReinforceStage
 from ponder.run import RunFolder, StageContext, StageRecord
@@ -351,8 +351,8 @@ def test_on_a_cluster_fresh_discards_before_a_run_that_may_be_started_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[Any] = []
-    monkeypatch.setattr(cli, "discard_results", lambda recipe, folder, to, quiet: done.append((folder, to)))
-    monkeypatch.setattr(cli, "supervise", lambda argv, **settings: done.append(argv) or 0)
+    monkeypatch.setattr(recipes, "discard_results", lambda recipe, folder, to, quiet: done.append((folder, to)))
+    monkeypatch.setattr(recipes, "supervise", lambda argv, **settings: done.append(argv) or 0)
     arguments = ["run", "r1-zero-mini", "--set", "cluster=ray", "--run", str(tmp_path), "--to", "zero"]
     for extra, discarded in (["--fresh"], [(tmp_path, "zero")]), ([], []):
         done.clear()

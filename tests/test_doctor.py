@@ -310,7 +310,7 @@ def test_the_command_prints_a_line_a_check_and_exits_3_at_a_problem(
         seen.append(arguments)
         return said
 
-    monkeypatch.setattr("ponder.cli.diagnose", fake)
+    monkeypatch.setattr("ponder.cli.recipes.diagnose", fake)
     result = CliRunner().invoke(app, ["doctor", "--run", "here"])
     assert (result.exit_code, result.stdout) == (
         0,
@@ -337,7 +337,7 @@ def test_the_command_prints_a_line_a_check_and_exits_3_at_a_problem(
 
 def test_programs_of_a_benchmark_ask_for_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Needs] = []
-    monkeypatch.setattr("ponder.cli.diagnose", lambda needs, *rest: seen.append(needs) or [])
+    monkeypatch.setattr("ponder.cli.recipes.diagnose", lambda needs, *rest: seen.append(needs) or [])
     for benchmark, runs_programs in (("mbpp", True), ("math500", False)):
         stage = {"verb": "evaluate", "models": ["mini"], "benchmarks": [benchmark]}
         (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "stages": {"table": stage}}))

@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 
 _HEAD = """# The command line
 
-Made from `ponder --help` by `tools/make_cli_docs.py`; edit the help in `ponder/cli.py`, not this page.
+Made from `ponder --help` by `tools/make_cli_docs.py`; edit the help in `ponder/cli/`, not this page.
 """
 
 
