@@ -11,6 +11,9 @@ from __future__ import annotations
 # isort: off
 from ponder.cli import recipes, runs, judging, models  # noqa: F401
 from ponder.cli.app import app
+# isort: on
+
+__all__ = ["app", "main"]
 
 
 def main() -> None:
