@@ -340,6 +340,7 @@ def test_a_reward_model_whose_rank_dies_ends_bit_for_bit_as_the_unbroken_one(
     assert done.run.evaluations() == judge.run.evaluations()
 
 
+@pytest.mark.slow  # parts of a checkpoint on another number of ranks: tests/training/test_reward_ranks.py
 def test_a_reward_model_goes_on_with_another_number_of_ranks(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_driver_does_not_wait_for_a_ray_that_has_stopped(name: str) -> None:
         assert "has not answered for 8 s (cluster.deadlines.silent_s)" in said
 
 
+@pytest.mark.slow
 def test_a_driver_does_not_wait_for_a_ray_that_stops_while_it_starts(tmp_path: Path) -> None:
     starts = DRIVER.replace('"silent_s": 8', '"start_s": 8')
     said = tmp_path / "said"  # no pipe: what has stopped would hold it open
