@@ -10,12 +10,18 @@ from ponder.errors import BrokenInputError, UsageError
 from ponder.lineage import references
 from ponder.model.embedded import is_model_name
 from ponder.model.templates import CHAT, template_text
-from ponder.recipe import EvaluateStage, FineTuneStage, Recipe, ReinforceStage, SampleStage, Stage, TaskSettings
+from ponder.recipe import (
+    MINI_WORLD,
+    EvaluateStage,
+    FineTuneStage,
+    Recipe,
+    ReinforceStage,
+    SampleStage,
+    Stage,
+    TaskSettings,
+)
 from ponder.rewards import get_reward
 from ponder.tasks import check_task
-
-_MADE = "mini-world"
-"""Data that Ponder generates."""
 
 
 def check_names(recipe: Recipe, stages: Iterable[str]) -> None:
@@ -26,11 +32,11 @@ def check_names(recipe: Recipe, stages: Iterable[str]) -> None:
     for name in stages:
         stage = recipe.stages[name]
         with _said_of(f"stages.{name}"):
-            for task, settings in _tasks(stage).items():
+            for task, settings in tasks_of(stage).items():
                 check_task(task, settings)
             if isinstance(stage, ReinforceStage):
                 _check_rewards(stage)
-            for template in _templates(stage):
+            for template in templates_of(stage) - {CHAT}:
                 template_text(template)
             for setting, reference in references(stage).items():
                 if reference not in recipe.stages:
@@ -45,7 +51,8 @@ def _said_of(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
-def _tasks(stage: Stage) -> Mapping[str, TaskSettings]:
+def tasks_of(stage: Stage) -> Mapping[str, TaskSettings]:
+    """The tasks that a stage samples from, by name."""
     match stage:
         case ReinforceStage() | SampleStage() | EvaluateStage():
             return stage.tasks
@@ -61,19 +68,19 @@ def _check_rewards(stage: ReinforceStage) -> None:
             get_reward(name, reward.options)
 
 
-def _templates(stage: Stage) -> set[str]:
-    named = {stage.template, *(stage.templates.values() if isinstance(stage, EvaluateStage) else ())}
-    return named - {CHAT}
+def templates_of(stage: Stage) -> set[str]:
+    """The templates that a stage renders prompts with."""
+    return {stage.template, *(stage.templates.values() if isinstance(stage, EvaluateStage) else ())}
 
 
 def _check_reference(setting: str, reference: str) -> None:
     if setting.startswith("data."):
-        if reference == _MADE or Path(reference).expanduser().exists():
+        if reference == MINI_WORLD or Path(reference).expanduser().exists():
             return
         if Path(reference).suffix:
             raise BrokenInputError(f"{setting}: there is no file {reference}")
         raise UsageError(
-            f"{setting}: {reference!r} is neither {_MADE} nor a `sample` stage, and no JSONL or Parquet file"
+            f"{setting}: {reference!r} is neither {MINI_WORLD} nor a `sample` stage, and no JSONL or Parquet file"
         )
     if not is_model_name(reference):
         raise BrokenInputError(f"{setting}: there is no stage and no model {reference!r}")

@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ponder.errors import BrokenInputError, UsageError
 
+MINI_WORLD = "mini-world"
+"""Among `data`: text, or preferences, that Ponder makes up."""
+
 
 class Settings(BaseModel):
     """Base of every block of a recipe: unknown keys are errors, values never change after parsing."""
@@ -514,11 +517,11 @@ class FineTuneStage(Settings):
             raise ValueError("`lora` goes with `model`: a new model has learnt nothing that may be frozen")
         if bool(self.data) == (self.on_policy is not None):
             raise ValueError("give exactly one of `data` and `on_policy`")
-        if "mini-world" in self.data and self.data != ("mini-world",):
-            raise ValueError("`mini-world` never ends, so it must be the only entry of `data`")
+        if MINI_WORLD in self.data and self.data != (MINI_WORLD,):
+            raise ValueError(f"`{MINI_WORLD}` never ends, so it must be the only entry of `data`")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
-        if self.epochs is not None and (self.on_policy is not None or "mini-world" in self.data):
+        if self.epochs is not None and (self.on_policy is not None or MINI_WORLD in self.data):
             raise ValueError("`epochs` needs data that end: give `steps`")
         return self
 

@@ -12,6 +12,7 @@ import yaml
 
 from ponder.lineage import running_order
 from ponder.model.templates import CHAT, template_text
+from ponder.names import tasks_of, templates_of
 from ponder.plan import plan_recipe
 from ponder.recipe import (
     EvaluateStage,
@@ -55,20 +56,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe_named(name: str) -> Recipe:
     return load_recipe(FOLDER / f"{name}.yaml")
-
-
-def tasks_of(stage: Stage) -> dict[str, TaskSettings]:
-    match stage:
-        case ReinforceStage() | SampleStage() | EvaluateStage():
-            return stage.tasks
-        case FineTuneStage() if stage.on_policy is not None:
-            return stage.on_policy.tasks
-        case _:
-            return {}
-
-
-def templates_of(stage: Stage) -> set[str]:
-    return {stage.template, *(stage.templates.values() if isinstance(stage, EvaluateStage) else ())}
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ ApiKeyEnvOption = Annotated[
 OwnTemplateOption = Annotated[
     str | None, typer.Option("--template", metavar="NAME", help="[default: the model's own, or its stage's]")
 ]
+TemperatureOption = Annotated[float, typer.Option("--temperature", metavar="T", help="0 is greedy.")]
+TopPOption = Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus mass.")]
 HostOption = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
 
 

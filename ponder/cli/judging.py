@@ -15,6 +15,8 @@ from ponder.cli.app import (
     ApiKeyEnvOption,
     EndpointModelOption,
     JsonFlag,
+    TemperatureOption,
+    TopPOption,
     app,
     print_json,
 )
@@ -63,8 +65,8 @@ def evaluate(
         str, typer.Option("--language", metavar="CODES", help="Languages of the prompts, separated by commas.")
     ] = "en",
     template: Annotated[str, typer.Option("--template", metavar="NAME", help="Prompt template.")] = "r1-zero",
-    temperature: Annotated[float, typer.Option("--temperature", metavar="T", help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus mass.")] = 0.95,
+    temperature: TemperatureOption = 0.6,
+    top_p: TopPOption = 0.95,
     max_tokens: Annotated[
         int | None,
         typer.Option("--max-tokens", metavar="N", help="Longest completion. [default: 512; a benchmark's own]"),

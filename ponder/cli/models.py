@@ -15,6 +15,8 @@ from ponder.cli.app import (
     HostOption,
     JsonFlag,
     OwnTemplateOption,
+    TemperatureOption,
+    TopPOption,
     app,
     print_json,
 )
@@ -30,8 +32,8 @@ def generate(
         str | None, typer.Option("--template", metavar="NAME", help="Prompt template. [default: the prompt as it is]")
     ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", metavar="N", help="How many replies.")] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", metavar="T", help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus mass.")] = 0.95,
+    temperature: TemperatureOption = 0.6,
+    top_p: TopPOption = 0.95,
     max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest reply.")] = 512,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same reply.")] = 0,
     as_json: JsonFlag = False,

@@ -10,11 +10,10 @@ from typing import Literal
 
 from ponder.lineage import references
 from ponder.model.embedded import FOLDERS
-from ponder.recipe import EvaluateStage, Recipe, ReinforceStage, SampleStage
+from ponder.recipe import MINI_WORLD, EvaluateStage, Recipe, ReinforceStage, SampleStage
 
 _FP32_BYTES_A_STORED_BYTE = 2
 """Weights of two bytes, as most are published, become weights of four."""
-_MADE_OF_TEXT = "mini-world"
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _outside(recipe: Recipe) -> Iterator[str]:
     """References that lead out of the recipe and the package."""
     for stage in recipe.stages.values():
         for name in references(stage).values():
-            if name not in recipe.stages and name not in FOLDERS and name != _MADE_OF_TEXT:
+            if name not in recipe.stages and name not in FOLDERS and name != MINI_WORLD:
                 yield name
 
 

@@ -40,7 +40,7 @@ from ponder.model.replies import reply_text
 from ponder.model.runtime import pick_device
 from ponder.model.templates import render
 from ponder.model.tokenizer import Tokenizer
-from ponder.recipe import FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings, SourceSettings
+from ponder.recipe import MINI_WORLD, FineTuneStage, ModelShape, OnPolicySettings, SamplingSettings, SourceSettings
 from ponder.rewards import JudgedCompletion, RolloutJudge
 from ponder.rollout.base import Completion, Engine, Request
 from ponder.rollout.native import NativeEngine
@@ -470,7 +470,7 @@ def _open_data(stage: FineTuneStage, context: StageContext) -> _Data:
     """The stage's text; None where the student writes it itself."""
     if stage.on_policy is not None:
         return None
-    if "mini-world" in stage.data:
+    if MINI_WORLD in stage.data:
         return _open_world(stage, context.seed)
     if stage.data_options:
         raise UsageError("data_options are for the data `mini-world` alone")

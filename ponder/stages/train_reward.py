@@ -48,7 +48,7 @@ from ponder.model.load import load_model
 from ponder.model.parser import split_thinking
 from ponder.model.reward_model import Norm, RewardModel, Scored, save_reward_model
 from ponder.model.templates import template_hash
-from ponder.recipe import TrainRewardStage
+from ponder.recipe import MINI_WORLD, TrainRewardStage
 from ponder.run import StageContext
 from ponder.stages._recovery import despite_lost_ranks
 from ponder.store.datasets import LabelledReply, PreferencePair, write_rows
@@ -57,8 +57,6 @@ from ponder.training.checkpoint import Checkpoints
 from ponder.training.reward_update import RewardExample
 from ponder.training.supervised import part_padding_from_end
 from ponder.training.trainer import TrainerSettings
-
-MINI_WORLD = "mini-world"
 
 _SMALLEST_DEVIATION = 1e-6
 """Of held-out scores, in their own unit: below it they are all the same but for rounding."""
